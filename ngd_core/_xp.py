@@ -1,0 +1,115 @@
+"""The one door to array libraries: namespaces, and creation of arrays after a template.
+
+No other module of the core imports ``array_api_compat`` or ``array_api_extra``.
+"""
+
+from __future__ import annotations
+
+import array_api_compat
+import array_api_extra as xpx
+
+from ngd_core._typing import Array, DType, Namespace, Scalar
+
+__all__ = [
+    "add_at",
+    "arange",
+    "asarray",
+    "astype",
+    "double",
+    "eps",
+    "eye",
+    "full",
+    "is_array",
+    "namespace_of",
+    "ones",
+    "pad",
+    "scalar",
+    "working",
+    "zeros",
+]
+
+
+def namespace_of(*arrays: Array) -> Namespace:
+    """Namespace shared by the arrays; `TypeError` from array_api_compat if there are several."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def is_array(x: object) -> bool:
+    """Tell whether `x` is an array of a library that array_api_compat knows, or a tracer."""
+    return array_api_compat.is_array_api_obj(x)
+
+
+def _device(like: Array) -> object:
+    return getattr(like, "device", None)
+
+
+def zeros(shape: tuple[int, ...], *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
+    """Zeros of dtype (unless given) and device of `like`."""
+    return xp.zeros(shape, dtype=like.dtype if dtype is None else dtype, device=_device(like))
+
+
+def ones(shape: tuple[int, ...], *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
+    """Ones of dtype (unless given) and device of `like`."""
+    return xp.ones(shape, dtype=like.dtype if dtype is None else dtype, device=_device(like))
+
+
+def full(
+    shape: tuple[int, ...], value: Scalar, *, like: Array, dtype: DType = None, xp: Namespace
+) -> Array:
+    """Array filled with `value`, of dtype (unless given) and device of `like`."""
+    return xp.full(shape, value, dtype=like.dtype if dtype is None else dtype, device=_device(like))
+
+
+def eye(n: int, *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
+    """Identity matrix of dtype (unless given) and device of `like`."""
+    return xp.eye(n, dtype=like.dtype if dtype is None else dtype, device=_device(like))
+
+
+def arange(n: int, *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
+    """``0, ..., n - 1`` of dtype (unless given) and device of `like`."""
+    return xp.arange(n, dtype=like.dtype if dtype is None else dtype, device=_device(like))
+
+
+def asarray(value: object, *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
+    """Python or NumPy values as an array of dtype (unless given) and device of `like`."""
+    return xp.asarray(value, dtype=like.dtype if dtype is None else dtype, device=_device(like))
+
+
+def scalar(value: Scalar, *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
+    """Python number or 0-d array as a 0-d array of dtype (unless given) and device of `like`."""
+    dtype = like.dtype if dtype is None else dtype
+    if isinstance(value, (int, float)):
+        return xp.full((), value, dtype=dtype, device=_device(like))
+    return astype(value, dtype, xp=xp)
+
+
+def astype(x: Array, dtype: DType, *, xp: Namespace) -> Array:
+    """Cast, without a copy where the dtype is already right."""
+    return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
+def eps(dtype: DType, *, xp: Namespace) -> float:
+    """Machine epsilon of a real floating dtype, as a Python float."""
+    return float(xp.finfo(dtype).eps)
+
+
+def working(dtype: DType, *, xp: Namespace) -> DType:
+    """Dtype in which factors are kept: the given one, but at least float32."""
+    return xp.float64 if dtype == xp.float64 else xp.float32
+
+
+def double(*, xp: Namespace) -> DType | None:
+    """float64 where the namespace has it (JAX only with x64 enabled), otherwise None."""
+    return xp.__array_namespace_info__().dtypes(kind="real floating").get("float64")
+
+
+def pad(x: Array, widths: tuple[tuple[int, int], ...], *, xp: Namespace) -> Array:
+    """Surround `x` with zeros, ``(before, after)`` for each axis; `x` itself if all are 0."""
+    if all(before == 0 and after == 0 for before, after in widths):
+        return x
+    return xpx.pad(x, list(widths), mode="constant", constant_values=0, xp=xp)
+
+
+def add_at(x: Array, index: tuple[object, ...], values: Array, *, xp: Namespace) -> Array:
+    """``x[index] += values``, in place where the library can; use only on arrays made here."""
+    return xpx.at(x, index).add(values, xp=xp)

@@ -1,0 +1,57 @@
+"""The few operations for which a library may have something faster than the standard.
+
+`PURE` runs on any Array API namespace and under any tracer. A table with other entries changes
+speed only: each entry must equal its pure twin, and a law holds it to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ngd_core._typing import Array, Namespace
+from ngd_core.inversion.triangular import spd_inverse as _spd_inverse
+
+__all__ = ["EAGER", "PURE", "Ops"]
+
+Thunk = Callable[[], tuple[Array, ...]]
+
+
+def _spd_inverse_pure(m: Array, *, xp: Namespace) -> Array:
+    return _spd_inverse(m, xp=xp)
+
+
+def _cond_pure(pred: Array, true: Thunk, false: Thunk, *, xp: Namespace) -> tuple[Array, ...]:
+    pairs = zip(true(), false(), strict=True)
+    return tuple(xp.where(pred, x, y) for x, y in pairs)
+
+
+def _cond_eager(pred: Array, true: Thunk, false: Thunk, *, xp: Namespace) -> tuple[Array, ...]:
+    return true() if bool(pred) else false()
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Replaceable operations.
+
+    Parameters
+    ----------
+    spd_inverse : callable
+        ``spd_inverse(m, *, xp) -> inverse`` of a stack of symmetric positive definite matrices,
+        shape ``(..., n, n)``. It must not raise: a matrix it cannot invert comes back non-finite.
+    cond : callable
+        ``cond(pred, true, false, *, xp)``: the tuple of arrays that ``true()`` or ``false()``
+        returns, chosen by the 0-d boolean array `pred`. The pure twin computes both; `EAGER`
+        looks at `pred`, which costs a host synchronisation and cannot be traced.
+    """
+
+    spd_inverse: Callable[..., Array] = _spd_inverse_pure
+    cond: Callable[..., Any] = _cond_pure
+
+
+PURE = Ops()
+"""Nothing but the standard; traceable."""
+
+EAGER = Ops(cond=_cond_eager)
+"""For libraries that execute at once on the host (NumPy): fallbacks are computed only if needed."""
