@@ -1,0 +1,1 @@
+"""Binding of the core to jax."""
