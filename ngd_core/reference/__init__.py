@@ -1,0 +1,105 @@
+"""The oracle: natural gradients by definition, in NumPy float64, slow and obvious.
+
+Describe a network with `Layer` and `Network`, hand over its parameters as one block ``[W b]`` per
+layer, and compare your own code with
+
+- `parameter_jacobians`, `loss_gradients`, `output_gradients`: derivatives by the complex step;
+- `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
+- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions.
+
+It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
+the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.
+"""
+
+from ngd_core.reference.derivatives import (
+    jacobian,
+    loss_gradients,
+    mean_loss_gradient,
+    output_gradients,
+    output_jacobians,
+    parameter_jacobians,
+)
+from ngd_core.reference.fisher import (
+    diagonal_blocks,
+    empirical_fisher,
+    exact_fisher,
+    gauss_newton,
+    monte_carlo_fisher,
+    natural_gradient,
+    second_moment,
+    solve,
+)
+from ngd_core.reference.kfac import (
+    canonical_record,
+    conv_patches,
+    damped,
+    direction,
+    kfac_factors,
+    kron,
+    kronecker_factors,
+)
+from ngd_core.reference.layers import (
+    avg_pool2d,
+    conv2d,
+    dense,
+    flatten,
+    gelu,
+    global_avg_pool2d,
+    layer_norm,
+    max_pool2d,
+    relu,
+    sigmoid,
+    tanh,
+)
+from ngd_core.reference.losses import (
+    backpropagated_vectors,
+    loss_gradient,
+    loss_hessian,
+    loss_hessian_root,
+    loss_value,
+    sample_targets,
+)
+from ngd_core.reference.network import Layer, Network
+
+__all__ = [
+    "Layer",
+    "Network",
+    "avg_pool2d",
+    "backpropagated_vectors",
+    "canonical_record",
+    "conv2d",
+    "conv_patches",
+    "damped",
+    "dense",
+    "diagonal_blocks",
+    "direction",
+    "empirical_fisher",
+    "exact_fisher",
+    "flatten",
+    "gauss_newton",
+    "gelu",
+    "global_avg_pool2d",
+    "jacobian",
+    "kfac_factors",
+    "kron",
+    "kronecker_factors",
+    "layer_norm",
+    "loss_gradient",
+    "loss_gradients",
+    "loss_hessian",
+    "loss_hessian_root",
+    "loss_value",
+    "max_pool2d",
+    "mean_loss_gradient",
+    "monte_carlo_fisher",
+    "natural_gradient",
+    "output_gradients",
+    "output_jacobians",
+    "parameter_jacobians",
+    "relu",
+    "sample_targets",
+    "second_moment",
+    "sigmoid",
+    "solve",
+    "tanh",
+]
