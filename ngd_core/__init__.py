@@ -1,5 +1,29 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
-from ngd_core.types import Conv2dGeometry, Hyper, Info, LayerRecord, LayerSpec
+from ngd_core import factors, inversion, losses, step
+from ngd_core.methods import KFAC, DenseNGD
+from ngd_core.types import (
+    CODE_MEANING,
+    Conv2dGeometry,
+    Hyper,
+    Info,
+    LayerRecord,
+    LayerSpec,
+    Method,
+)
 
-__all__ = ["Conv2dGeometry", "Hyper", "Info", "LayerRecord", "LayerSpec"]
+__all__ = [
+    "CODE_MEANING",
+    "Conv2dGeometry",
+    "DenseNGD",
+    "Hyper",
+    "Info",
+    "KFAC",
+    "LayerRecord",
+    "LayerSpec",
+    "Method",
+    "factors",
+    "inversion",
+    "losses",
+    "step",
+]

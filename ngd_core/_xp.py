@@ -100,7 +100,8 @@ def working(dtype: DType, *, xp: Namespace) -> DType:
 
 def double(*, xp: Namespace) -> DType | None:
     """float64 where the namespace has it (JAX only with x64 enabled), otherwise None."""
-    return xp.__array_namespace_info__().dtypes(kind="real floating").get("float64")
+    known = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return xp.float64 if "float64" in known else None
 
 
 def pad(x: Array, widths: tuple[tuple[int, int], ...], *, xp: Namespace) -> Array:

@@ -308,9 +308,7 @@ class Method(Protocol):
         """State before any statistics; dtype and device follow `like`."""
         ...
 
-    def accumulate(
-        self, state: Any, records: Mapping[LayerSpec, LayerRecord], hyper: Hyper
-    ) -> Any:
+    def accumulate(self, state: Any, records: Mapping[LayerSpec, LayerRecord], hyper: Hyper) -> Any:
         """Fold a batch into the statistics; cheap."""
         ...
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ngd_core._typing import Array, Namespace
-from ngd_core.inversion.triangular import spd_inverse as _spd_inverse
+from ngd_core.inversion import triangular
 
 __all__ = ["EAGER", "PURE", "Ops"]
 
@@ -19,7 +19,7 @@ Thunk = Callable[[], tuple[Array, ...]]
 
 
 def _spd_inverse_pure(m: Array, *, xp: Namespace) -> Array:
-    return _spd_inverse(m, xp=xp)
+    return triangular.spd_inverse(m, xp=xp)
 
 
 def _cond_pure(pred: Array, true: Thunk, false: Thunk, *, xp: Namespace) -> tuple[Array, ...]:

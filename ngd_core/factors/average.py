@@ -1,0 +1,64 @@
+"""Exponential moving averages without a starting value."""
+
+from __future__ import annotations
+
+from ngd_core import _checks, _xp
+from ngd_core._typing import Array, Namespace, Scalar
+
+__all__ = ["average"]
+
+
+def average(
+    mean: Array,
+    weight: Array,
+    batch: Array,
+    count: int,
+    decay: Scalar,
+    *,
+    xp: Namespace | None = None,
+) -> tuple[Array, Array]:
+    """Fold a batch mean into a bias-corrected exponential moving average.
+
+    The average over all batches k so far is ``sum_k decay^(t-k) n_k S_k / sum_k decay^(t-k) n_k``:
+    every example of a batch counts alike, older batches less. There is no starting value to be
+    forgotten (the first batch is taken as it is), and micro-batches folded in with a decay of 1
+    after the first give what the joint batch gives.
+
+    Parameters
+    ----------
+    mean : array
+        Average so far; ignored while `weight` is 0.
+    weight : array, shape ()
+        ``sum_k decay^(t-k) n_k`` so far, 0 at the start.
+    batch : array, shape of `mean`
+        Mean over the new batch's examples.
+    count : int
+        Examples in the new batch.
+    decay : float or array of shape ()
+        Weight kept by everything older, in [0, 1]; the papers' ``epsilon`` or ``beta``.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
+
+    Returns
+    -------
+    mean, weight : array
+        Updated average and weight.
+
+    Raises
+    ------
+    ValueError
+        If a Python `decay` is outside [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, weight = average(np.zeros(1), np.zeros(()), np.ones(1), 4, 0.5)
+    >>> mean, weight = average(mean, weight, np.full(1, 4.0), 4, 0.5)
+    >>> mean.tolist(), float(weight)
+    ([3.0], 6.0)
+    """
+    xp = _checks.common_namespace(xp, mean=mean, weight=weight, batch=batch)
+    _checks.unit_interval(decay=decay)
+    total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
+    share = _xp.astype(count / total, mean.dtype, xp=xp)
+    return mean + share * (batch - mean), total

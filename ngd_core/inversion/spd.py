@@ -1,0 +1,259 @@
+"""Safe inverses and eigendecompositions of damped positive semi-definite matrices.
+
+Array libraries differ most where a factorisation fails: NumPy and PyTorch raise, JAX returns NaN,
+CuPy returns garbage. So nothing here is factorised before it is made safe, nothing is caught, and
+a result is used only after it was checked. What could not be used is replaced by the last good
+result, and a code says so.
+"""
+
+from __future__ import annotations
+
+from ngd_core import _checks, _xp
+from ngd_core._typing import Array, DType, Namespace, Scalar
+from ngd_core.inversion.ops import PURE, Ops
+from ngd_core.types import DOUBLE, IDENTITY, KEPT, OK, RAISED
+
+__all__ = ["damped_inverse", "fallback_code", "safe_eigh", "solve_dtype"]
+
+FLOOR = 10.0
+"""Smallest damping, in units of ``eps * tr(m)``: bounds the condition number by ``1/(10 eps)``."""
+
+PROBE = 0.5
+"""Largest relative residual of a usable inverse on one probe vector."""
+
+
+def solve_dtype(wanted: str | None, *, like: Array, xp: Namespace) -> DType:
+    """Dtype of factorisations.
+
+    Parameters
+    ----------
+    wanted : "float32", "float64" or None
+        None means float64 where the namespace has it, otherwise the factor's own dtype.
+    like : array
+        A factor.
+    xp : namespace
+        Array namespace.
+
+    Returns
+    -------
+    dtype
+        At least that of `like`.
+
+    Raises
+    ------
+    ValueError
+        If float64 is wanted and the namespace has none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> solve_dtype(None, like=np.ones(1, np.float32), xp=np) is np.float64
+    True
+    """
+    double = _xp.double(xp=xp)
+    if wanted == "float64" and double is None:
+        msg = (
+            "solve_dtype is 'float64', but this array library offers none on this device (JAX "
+            "needs jax_enable_x64); use None or 'float32'."
+        )
+        raise ValueError(msg)
+    return like.dtype if wanted == "float32" or double is None else double
+
+
+def _safe(
+    m: Array, damping: Scalar, dtype: DType, *, xp: Namespace
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Damped matrix with entries of order 1, or I: ``(matrix, scale, damping, usable, raised)``."""
+    _checks.nonnegative(damping=damping)
+    eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]
+    m = _xp.astype(m, dtype, xp=xp)
+    damping = _xp.scalar(damping, like=m, xp=xp)
+    diagonal = xp.linalg.diagonal(m)
+    usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
+    zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
+    scale = xp.max(xp.where(usable[..., None], diagonal, zero), axis=-1)
+    scale = xp.where(scale > 0, scale, xp.where(damping > 0, damping, one))
+    m = m / scale[..., None, None]
+    m = 0.5 * (m + m.mT)
+    floor = eps * xp.mean(xp.linalg.diagonal(m), axis=-1)
+    asked = damping / scale
+    raised = asked < floor
+    shift = xp.where(raised, floor, asked)
+    usable = usable & (shift > 0)
+    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
+    safe = xp.where(usable[..., None, None], m + shift[..., None, None] * identity, identity)
+    return safe, scale, shift, usable, raised
+
+
+def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Array:
+    """`mild` where a result is `ok`, otherwise the code of what is used in its place.
+
+    Parameters
+    ----------
+    ok, good : array of bool, shape (...)
+        Whether the new result is usable, and whether an older one is.
+    mild : array of int32, shape (...)
+        Code of a usable result.
+    xp : namespace
+        Array namespace.
+
+    Returns
+    -------
+    array of int32, shape (...)
+        Codes as in `ngd_core.types.CODE_MEANING`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> no, yes = np.asarray(False), np.asarray(True)
+    >>> int(fallback_code(no, yes, np.asarray(0), xp=np))
+    3
+    """
+    kept, identity = (_xp.full((), code, like=mild, xp=xp) for code in (KEPT, IDENTITY))
+    return xp.where(ok, mild, xp.where(good, kept, identity))
+
+
+def _mild(raised: Array, *, xp: Namespace) -> Array:
+    codes = (_xp.full((), c, like=raised, dtype=xp.int32, xp=xp) for c in (RAISED, OK))
+    return xp.where(raised, *codes)
+
+
+def damped_inverse(
+    m: Array,
+    damping: Scalar,
+    previous: Array,
+    good: Array,
+    *,
+    dtype: str | None = None,
+    ops: Ops = PURE,
+    xp: Namespace | None = None,
+) -> tuple[Array, Array, Array]:
+    """Inverse ``(m + damping I)^-1`` that is always finite.
+
+    The chain: the damping is raised to ``10 eps tr(m)`` if it is below (``eps`` of the dtype of
+    `m`); the factorisation runs in `dtype`; a result that is not finite, or that a probe vector
+    shows not to be an inverse, is computed again in float64 where that was not done; and if that
+    fails too the previous inverse stays.
+
+    Parameters
+    ----------
+    m : array, shape (..., n, n)
+        Positive semi-definite matrices; symmetrised here. Any scale of entries is fine.
+    damping : float or array of shape () or (...)
+        Added to the diagonal of `m`.
+    previous : array, shape (..., n, n)
+        Last good inverse, or the identity.
+    good : array of bool, shape (...)
+        Whether `previous` is a good inverse.
+    dtype : "float32", "float64" or None
+        Dtype of the factorisation; None means float64 where there is one.
+    ops : Ops
+        Replaceable operations.
+    xp : namespace, optional
+        Array namespace; found from `m` if not given.
+
+    Returns
+    -------
+    inverse : array, shape (..., n, n)
+        In the dtype of `m`.
+    good : array of bool, shape (...)
+        Whether it is a good inverse, new or old.
+    code : array of int32, shape (...)
+        As in `ngd_core.types.CODE_MEANING`.
+
+    Raises
+    ------
+    ValueError
+        If a Python `damping` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> m = np.asarray([[1.0, 1.0], [1.0, 1.0]])
+    >>> inverse, good, code = damped_inverse(m, 1.0, np.eye(2), np.asarray(False))
+    >>> inverse.round(4).tolist(), bool(good), int(code)
+    ([[0.6667, -0.3333], [-0.3333, 0.6667]], True, 0)
+    """
+    xp = _checks.common_namespace(xp, m=m, previous=previous)
+    work = solve_dtype(dtype, like=m, xp=xp)
+    inverse, ok, raised = _attempt(m, damping, work, ops=ops, xp=xp)
+    code = _mild(raised, xp=xp)
+    double = _xp.double(xp=xp)
+    if double is not None and double != work:
+
+        def again() -> tuple[Array, Array, Array]:
+            second, second_ok, _ = _attempt(m, damping, double, ops=ops, xp=xp)
+            doubled = _xp.full((), DOUBLE, like=code, xp=xp)
+            return (
+                xp.where(ok[..., None, None], inverse, second),
+                ok | second_ok,
+                xp.where(ok, code, doubled),
+            )
+
+        inverse, ok, code = ops.cond(xp.all(ok), lambda: (inverse, ok, code), again, xp=xp)
+    code = fallback_code(ok, good, code, xp=xp)
+    return xp.where(ok[..., None, None], inverse, previous), good | ok, code
+
+
+def _attempt(
+    m: Array, damping: Scalar, dtype: DType, *, ops: Ops, xp: Namespace
+) -> tuple[Array, Array, Array]:
+    safe, scale, _, usable, raised = _safe(m, damping, dtype, xp=xp)
+    inverse = ops.spd_inverse(safe, xp=xp)
+    probe = xp.cos(_xp.arange(m.shape[-1], like=safe, xp=xp))[:, None]
+    residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
+    inverse = _xp.astype(inverse / scale[..., None, None], m.dtype, xp=xp)
+    ok = usable & (residual < PROBE) & xp.all(xp.isfinite(inverse), axis=(-2, -1))
+    return inverse, ok, raised
+
+
+def safe_eigh(
+    m: Array, *, dtype: str | None = None, xp: Namespace | None = None
+) -> tuple[Array, Array, Array]:
+    """Eigenvalues and eigenvectors of positive semi-definite matrices, always finite.
+
+    Parameters
+    ----------
+    m : array, shape (..., n, n)
+        Positive semi-definite matrices; symmetrised here.
+    dtype : "float32", "float64" or None
+        Dtype of the factorisation; None means float64 where there is one.
+    xp : namespace, optional
+        Array namespace; found from `m` if not given.
+
+    Returns
+    -------
+    values : array, shape (..., n)
+        Eigenvalues in the dtype of `m`, ascending, rounded up to 0 where rounding made them
+        negative.
+    vectors : array, shape (..., n, n)
+        Eigenvectors in the columns.
+    ok : array of bool, shape (...)
+        False where `m` was not finite, or the library found no finite answer; values are 1 and
+        vectors those of some other matrix there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values, vectors, ok = safe_eigh(np.asarray([[2.0, 0.0], [0.0, 1.0]]))
+    >>> values.tolist(), bool(ok)
+    ([1.0, 2.0], True)
+    """
+    xp = _checks.common_namespace(xp, m=m)
+    work = solve_dtype(dtype, like=m, xp=xp)
+    original = m.dtype
+    m = _xp.astype(m, work, xp=xp)
+    usable = xp.all(xp.isfinite(m), axis=(-2, -1))
+    zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
+    diagonal = xp.where(usable[..., None], xp.linalg.diagonal(m), zero)
+    scale = xp.max(xp.abs(diagonal), axis=-1)
+    scale = xp.where(scale > 0, scale, one)[..., None, None]
+    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
+    safe = xp.where(usable[..., None, None], 0.5 * (m + m.mT) / scale, identity)
+    values, vectors = xp.linalg.eigh(safe)
+    values = xp.maximum(values, zero) * scale[..., 0]
+    values = _xp.astype(values, original, xp=xp)
+    vectors = _xp.astype(vectors, original, xp=xp)
+    ok = usable & xp.all(xp.isfinite(values), axis=-1)
+    ok = ok & xp.all(xp.isfinite(vectors), axis=(-2, -1))
+    return xp.where(ok[..., None], values, _xp.ones((), like=values, xp=xp)), vectors, ok

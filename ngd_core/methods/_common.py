@@ -1,0 +1,68 @@
+"""What every method does at its border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ngd_core import _checks, _xp
+from ngd_core._typing import Array, Namespace
+from ngd_core.types import BAD_GRADIENT, Info, LayerRecord, LayerSpec
+
+__all__ = ["check_grads", "check_specs", "guarded", "record_namespace"]
+
+
+def check_specs(specs: Iterable[LayerSpec]) -> tuple[LayerSpec, ...]:
+    """Layers as a tuple; at least one, and no name twice."""
+    specs = tuple(specs)
+    names = [spec.name for spec in specs]
+    if not specs:
+        msg = "specs is empty; a method needs at least one layer with weights."
+        raise ValueError(msg)
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        msg = f"Layer names must be unique; {twice} come more than once."
+        raise ValueError(msg)
+    return specs
+
+
+def record_namespace(
+    xp: Namespace | None,
+    records: Mapping[LayerSpec, LayerRecord],
+    like: Array,
+) -> Namespace:
+    """Namespace of the state and the records; one library only."""
+    if xp is not None:
+        return xp
+    arrays = {"the state": like}
+    for spec, record in records.items():
+        arrays |= {f"a of {spec.name!r}": record.a, f"g of {spec.name!r}": record.g}
+    return _checks.common_namespace(None, **arrays)
+
+
+def check_grads(xp: Namespace | None, grads: Mapping[LayerSpec, Array], like: Array) -> Namespace:
+    """Namespace of the state and the gradients, after a look at every block."""
+    arrays = {f"gradient of {spec.name!r}": grad for spec, grad in grads.items()}
+    xp = _checks.common_namespace(xp, **{"the state": like}, **arrays)
+    _checks.floating(xp, **arrays)
+    for spec, grad in grads.items():
+        _checks.shape(
+            f"gradient of {spec.name!r}",
+            grad,
+            spec.block_shape,
+            "blocks are [W b], see factors.join",
+        )
+    return xp
+
+
+def guarded(direction: Array, grad: Array, code: Array, *, xp: Namespace) -> tuple[Array, Info]:
+    """Direction in the gradient's dtype, zero if it or the gradient is not finite.
+
+    The measure ``inner`` is ``<direction, gradient>``, which is ``u^T (F + damping) u``.
+    """
+    ok = xp.all(xp.isfinite(direction)) & xp.all(xp.isfinite(grad))
+    zero = _xp.zeros((), like=direction, xp=xp)
+    direction = xp.where(ok, direction, zero)
+    finite_grad = xp.where(ok, _xp.astype(grad, direction.dtype, xp=xp), zero)
+    bad = _xp.full((), BAD_GRADIENT, like=code, xp=xp)
+    info = Info(xp.where(ok, xp.max(code), bad), {"inner": xp.sum(direction * finite_grad)})
+    return _xp.astype(direction, grad.dtype, xp=xp), info

@@ -1,0 +1,433 @@
+"""K-FAC for dense layers and KFC for convolutions.
+
+Sources: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
+Curvature" (2015); Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
+convolution layers" (2016); weight sharing after Eschenhagen et al. (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ngd_core import _checks, _xp
+from ngd_core._typing import Array, Namespace
+from ngd_core.factors import average, kronecker_factors
+from ngd_core.inversion import (
+    PURE,
+    Ops,
+    damped_inverse,
+    factored_damping,
+    fallback_code,
+    kronecker_product,
+    kronecker_solve_eigh,
+    safe_eigh,
+)
+from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
+from ngd_core.types import IDENTITY, OK, RAISED, Hyper, Info, LayerRecord, LayerSpec
+
+__all__ = ["KFAC", "ExactInverse", "KFACLayer", "KFACState", "PiInverse"]
+
+
+class PiInverse(NamedTuple):
+    """Inverses of the separately damped factors, and whether they are good.
+
+    Parameters
+    ----------
+    a : array, shape (*stack, columns, columns)
+        ``(A + pi sqrt(lambda) I)^-1``, the identity before the first refresh.
+    g : array, shape (*stack, rows, rows)
+        ``(G + sqrt(lambda) / pi I)^-1``, likewise.
+    good_a, good_g : array of bool, shape (*stack)
+        Whether each was once computed.
+    """
+
+    a: Array
+    g: Array
+    good_a: Array
+    good_g: Array
+
+
+class ExactInverse(NamedTuple):
+    """Eigendecompositions of the factors and the damping of their product.
+
+    Parameters
+    ----------
+    a_values : array, shape (*stack, columns)
+        Eigenvalues of A.
+    a_vectors : array, shape (*stack, columns, columns)
+        Eigenvectors of A, in the columns.
+    g_values : array, shape (*stack, rows)
+        Eigenvalues of G.
+    g_vectors : array, shape (*stack, rows, rows)
+        Eigenvectors of G, in the columns.
+    damping : array, shape (*stack)
+        ``lambda`` in force.
+    good : array of bool, shape (*stack)
+        Whether they were once computed.
+    """
+
+    a_values: Array
+    a_vectors: Array
+    g_values: Array
+    g_vectors: Array
+    damping: Array
+    good: Array
+
+
+class KFACLayer(NamedTuple):
+    """State of one layer.
+
+    Parameters
+    ----------
+    a : array, shape (*stack, columns, columns)
+        Averaged input factor A.
+    g : array, shape (*stack, rows, rows)
+        Averaged output-gradient factor G.
+    weight : array, shape ()
+        Examples in the averages, older ones discounted.
+    rejected : array of int32, shape ()
+        Batches refused because a factor was not finite.
+    inverse : PiInverse or ExactInverse
+        What `KFAC.direction` applies.
+    """
+
+    a: Array
+    g: Array
+    weight: Array
+    rejected: Array
+    inverse: PiInverse | ExactInverse
+
+
+class KFACState(NamedTuple):
+    """State of all layers.
+
+    Parameters
+    ----------
+    layers : dict of LayerSpec to KFACLayer
+        One entry a layer.
+    """
+
+    layers: dict[LayerSpec, KFACLayer]
+
+
+@dataclass(frozen=True)
+class KFAC:
+    """Kronecker-factored approximate curvature, layer by layer.
+
+    The Fisher of a layer's block ``[W b]`` is taken as ``G (x) A`` (row-major), the direction is
+    ``(G (x) A + lambda I)^-1 grad``, with ``lambda`` in the units of the mean loss' Fisher.
+
+    Parameters
+    ----------
+    damping_split : "pi" or "exact"
+        "pi": each factor damped by its share of ``sqrt(lambda)`` (the papers' factored Tikhonov
+        with the trace norm), two Cholesky inverses a layer. "exact": ``lambda`` added to the
+        product's eigenvalues, two eigendecompositions a layer.
+    solve_dtype : "float32", "float64" or None
+        Dtype of factorisations. None: float64 where the library has it. Factors, inverses and
+        directions stay in the parameters' dtype, at least float32.
+    ops : Ops
+        Replaceable operations; `ngd_core.inversion.EAGER` saves the fallbacks' cost where arrays
+        are computed at once on the host.
+
+    Raises
+    ------
+    ValueError
+        For an unknown option.
+
+    Notes
+    -----
+    Exact, with ``sharing="expand"`` and no damping: for one example without shared positions,
+    and for deep linear networks with square loss; see the table in `ngd_core.reference`.
+    For zero-padded convolutions the invariance to affine reparametrisation needs maps without a
+    shift, or valid padding: this qualifier is ours [derived and measured], not the paper's.
+
+    Where T, the number of positions, enters is a choice that cancels in the product; here it is
+    in G (`ngd_core.factors.kronecker`), so the papers' separate scalar T is not kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import Hyper, LayerRecord, LayerSpec
+    >>> fc = LayerSpec("fc", "dense", 2, 1, bias=False)
+    >>> method, hyper = KFAC(), Hyper(damping=0.0)
+    >>> state = method.init([fc], like=np.zeros(()))
+    >>> record = LayerRecord(a=np.asarray([[2.0, 0.0], [0.0, 1.0]]), g=np.ones((2, 1)))
+    >>> state = method.accumulate(state, {fc: record}, hyper)
+    >>> state, info = method.refresh(state, hyper)
+    >>> u, _ = method.direction(state, {fc: np.ones((1, 2))}, {}, hyper)
+    >>> u[fc].round(6)
+    array([[0.5, 2. ]])
+    """
+
+    damping_split: Literal["pi", "exact"] = "pi"
+    solve_dtype: Literal["float32", "float64"] | None = None
+    ops: Ops = PURE
+
+    def __post_init__(self) -> None:
+        _checks.one_of("damping_split", self.damping_split, ("pi", "exact"))
+        _checks.one_of("solve_dtype", self.solve_dtype, ("float32", "float64", None))
+
+    def init(
+        self, specs: Iterable[LayerSpec], like: Array, *, xp: Namespace | None = None
+    ) -> KFACState:
+        """State before any statistics.
+
+        Parameters
+        ----------
+        specs : iterable of LayerSpec
+            Layers to precondition.
+        like : array
+            Template of dtype (at least float32 is used) and device, for example a parameter.
+        xp : namespace, optional
+            Array namespace; found from `like` if not given.
+
+        Returns
+        -------
+        KFACState
+            Zero factors of zero weight and identity inverses: directions are plain gradients
+            until the first `refresh` after statistics.
+
+        Raises
+        ------
+        TypeError
+            If `like` is not a real floating array.
+        ValueError
+            If there is no layer, or a name comes twice.
+        """
+        xp = _checks.common_namespace(xp, like=like)
+        _checks.floating(xp, like=like)
+        like = _xp.zeros((), like=like, dtype=_xp.working(like.dtype, xp=xp), xp=xp)
+        return KFACState({spec: self._init_layer(spec, like, xp=xp) for spec in check_specs(specs)})
+
+    def _init_layer(self, spec: LayerSpec, like: Array, *, xp: Namespace) -> KFACLayer:
+        def identity(n: int) -> Array:
+            return _xp.eye(n, like=like, xp=xp) + _xp.zeros((*spec.stack, n, n), like=like, xp=xp)
+
+        d, o = spec.columns, spec.rows
+        bad = _xp.zeros(spec.stack, like=like, dtype=xp.bool, xp=xp)
+        inverse: PiInverse | ExactInverse
+        if self.damping_split == "pi":
+            inverse = PiInverse(identity(d), identity(o), bad, bad)
+        else:
+            ones = [_xp.ones((*spec.stack, n), like=like, xp=xp) for n in (d, o)]
+            none = _xp.zeros(spec.stack, like=like, xp=xp)
+            inverse = ExactInverse(ones[0], identity(d), ones[1], identity(o), none, bad)
+        return KFACLayer(
+            a=_xp.zeros((*spec.stack, d, d), like=like, xp=xp),
+            g=_xp.zeros((*spec.stack, o, o), like=like, xp=xp),
+            weight=like,
+            rejected=_xp.zeros((), like=like, dtype=xp.int32, xp=xp),
+            inverse=inverse,
+        )
+
+    def accumulate(
+        self,
+        state: KFACState,
+        records: Mapping[LayerSpec, LayerRecord],
+        hyper: Hyper,
+        *,
+        xp: Namespace | None = None,
+    ) -> KFACState:
+        """Fold a batch's factors into the averages.
+
+        Parameters
+        ----------
+        state : KFACState
+            State.
+        records : mapping of LayerSpec to LayerRecord
+            From a backward pass of the vectors of `ngd_core.losses.fisher_vectors`. Layers may be
+            missing: their averages stay.
+        hyper : Hyper
+            ``hyper.decay`` is used; 1 for every micro-batch of a step after its first.
+        xp : namespace, optional
+            Array namespace; found from the arrays if not given.
+
+        Returns
+        -------
+        KFACState
+            New averages. A layer whose factor is not finite keeps its old ones and counts that.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `ngd_core.factors.rows`; for a layer the state does not know; for a Python decay
+            outside [0, 1].
+        """
+        _checks.same_layers("records", records, state.layers)
+        like = next(iter(state.layers.values())).a
+        xp = record_namespace(xp, records, like)
+        layers = dict(state.layers)
+        for spec, record in records.items():
+            layers[spec] = _accumulate_layer(spec, layers[spec], record, hyper, xp=xp)
+        return KFACState(layers)
+
+    def refresh(
+        self, state: KFACState, hyper: Hyper, *, xp: Namespace | None = None
+    ) -> tuple[KFACState, dict[LayerSpec, Info]]:
+        """Damp and factorise the averages.
+
+        Parameters
+        ----------
+        state : KFACState
+            State.
+        hyper : Hyper
+            ``hyper.damping`` is used: ``lambda``, added to the Fisher of the mean loss (a
+            quadratic penalty's coefficient included, if the loss has one).
+        xp : namespace, optional
+            Array namespace; found from the state if not given.
+
+        Returns
+        -------
+        state : KFACState
+            With new inverses; `direction` keeps to this damping until the next refresh.
+        info : dict of LayerSpec to Info
+            Codes; measures ``rejected`` (batches refused so far) and ``weight`` (examples in the
+            averages).
+
+        Raises
+        ------
+        ValueError
+            For a negative Python damping; if `solve_dtype` is not to be had.
+        """
+        _checks.nonnegative(damping=hyper.damping)
+        xp = _checks.common_namespace(xp, state=next(iter(state.layers.values())).a)
+        layers, infos = {}, {}
+        for spec, layer in state.layers.items():
+            if isinstance(layer.inverse, PiInverse):
+                inverse, code = self._refresh_pi(layer, layer.inverse, hyper, xp=xp)
+            else:
+                inverse, code = self._refresh_exact(layer, layer.inverse, hyper, xp=xp)
+            layers[spec] = layer._replace(inverse=inverse)
+            measures = {
+                "rejected": _xp.astype(layer.rejected, layer.a.dtype, xp=xp),
+                "weight": layer.weight,
+            }
+            infos[spec] = Info(xp.max(code), measures)
+        return KFACState(layers), infos
+
+    def _refresh_pi(
+        self, layer: KFACLayer, old: PiInverse, hyper: Hyper, *, xp: Namespace
+    ) -> tuple[PiInverse | ExactInverse, Array]:
+        known = _known(layer, xp=xp)
+        for_a, for_g = factored_damping(layer.a, layer.g, hyper.damping, xp=xp)
+        options = {"dtype": self.solve_dtype, "ops": self.ops, "xp": xp}
+        a, good_a, code_a = damped_inverse(layer.a + known, for_a, old.a, old.good_a, **options)
+        g, good_g, code_g = damped_inverse(layer.g + known, for_g, old.g, old.good_g, **options)
+        return PiInverse(a, g, good_a, good_g), xp.maximum(code_a, code_g)
+
+    def _refresh_exact(
+        self, layer: KFACLayer, old: ExactInverse, hyper: Hyper, *, xp: Namespace
+    ) -> tuple[PiInverse | ExactInverse, Array]:
+        known = _known(layer, xp=xp)
+        a_values, a_vectors, a_ok = safe_eigh(layer.a + known, dtype=self.solve_dtype, xp=xp)
+        g_values, g_vectors, g_ok = safe_eigh(layer.g + known, dtype=self.solve_dtype, xp=xp)
+        floor = (10 * _xp.eps(layer.a.dtype, xp=xp)) * (
+            xp.sum(a_values, axis=-1) * xp.sum(g_values, axis=-1)
+        )
+        asked = _xp.scalar(hyper.damping, like=layer.a, xp=xp)
+        raised = asked < floor
+        damping = xp.where(raised, floor, asked)
+        ok = a_ok & g_ok & xp.isfinite(damping) & (damping > 0)
+        codes = [_xp.full(raised.shape, c, like=layer.rejected, xp=xp) for c in (RAISED, OK)]
+        code = fallback_code(ok, old.good, xp.where(raised, *codes), xp=xp)
+        vector, matrix = ok[..., None], ok[..., None, None]
+        new = ExactInverse(
+            xp.where(vector, a_values, old.a_values),
+            xp.where(matrix, a_vectors, old.a_vectors),
+            xp.where(vector, g_values, old.g_values),
+            xp.where(matrix, g_vectors, old.g_vectors),
+            xp.where(ok, damping, old.damping),
+            old.good | ok,
+        )
+        return new, code
+
+    def direction(
+        self,
+        state: KFACState,
+        grads: Mapping[LayerSpec, Array],
+        records: Mapping[LayerSpec, LayerRecord],
+        hyper: Hyper,
+        *,
+        xp: Namespace | None = None,
+    ) -> tuple[dict[LayerSpec, Array], dict[LayerSpec, Info]]:
+        """Preconditioned gradients with the inverses of the last refresh.
+
+        Parameters
+        ----------
+        state : KFACState
+            State.
+        grads : mapping of LayerSpec to array, shape spec.block_shape
+            Gradients of the mean loss, blocks ``[W b]``. Layers may be missing.
+        records : mapping
+            Not used.
+        hyper : Hyper
+            Not used: the damping is the one of the last refresh.
+        xp : namespace, optional
+            Array namespace; found from the arrays if not given.
+
+        Returns
+        -------
+        directions : dict of LayerSpec to array
+            ``(F + lambda I)^-1 grad`` in the gradients' dtype; subtract it, times a step size.
+        info : dict of LayerSpec to Info
+            Code 4 while the inverse is the identity, 5 and a zero direction if the gradient is
+            not finite; the measure ``inner`` is ``<direction, gradient>``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For integer or mixed arrays, wrong shapes, or a layer the state does not know.
+        """
+        _checks.same_layers("grads", grads, state.layers)
+        xp = check_grads(xp, grads, next(iter(state.layers.values())).a)
+        directions, infos = {}, {}
+        for spec, grad in grads.items():
+            inverse = state.layers[spec].inverse
+            v = _xp.astype(grad, state.layers[spec].a.dtype, xp=xp)
+            if isinstance(inverse, PiInverse):
+                u = kronecker_product(inverse.g, inverse.a, v, xp=xp)
+                good = inverse.good_a & inverse.good_g
+            else:
+                u = kronecker_solve_eigh(
+                    (inverse.g_values, inverse.g_vectors),
+                    (inverse.a_values, inverse.a_vectors),
+                    v,
+                    inverse.damping[..., None, None],
+                    xp=xp,
+                )
+                good = inverse.good
+            codes = [
+                _xp.full(good.shape, c, like=state.layers[spec].rejected, xp=xp)
+                for c in (OK, IDENTITY)
+            ]
+            directions[spec], infos[spec] = guarded(u, grad, xp.where(good, *codes), xp=xp)
+        return directions, infos
+
+
+def _known(layer: KFACLayer, *, xp: Namespace) -> Array:
+    """0, or NaN as long as there are no statistics, so that nothing is taken for good."""
+    nan = _xp.full((), float("nan"), like=layer.a, xp=xp)
+    return xp.where(layer.weight > 0, _xp.zeros((), like=layer.a, xp=xp), nan)
+
+
+def _accumulate_layer(
+    spec: LayerSpec, layer: KFACLayer, record: LayerRecord, hyper: Hyper, *, xp: Namespace
+) -> KFACLayer:
+    count = record.a.shape[0]
+    batch_a, batch_g = kronecker_factors(spec, record, xp=xp)
+    ok = xp.all(xp.isfinite(batch_a)) & xp.all(xp.isfinite(batch_g))
+    a, weight = average(
+        layer.a, layer.weight, _xp.astype(batch_a, layer.a.dtype, xp=xp), count, hyper.decay, xp=xp
+    )
+    g, _ = average(
+        layer.g, layer.weight, _xp.astype(batch_g, layer.g.dtype, xp=xp), count, hyper.decay, xp=xp
+    )
+    return layer._replace(
+        a=xp.where(ok, a, layer.a),
+        g=xp.where(ok, g, layer.g),
+        weight=xp.where(ok, weight, layer.weight),
+        rejected=layer.rejected + _xp.astype(~ok, layer.rejected.dtype, xp=xp),
+    )
