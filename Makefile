@@ -1,0 +1,96 @@
+# Every target sets up what it needs in .venv, pinned by constraints.txt; a second run goes straight
+# to work. On a machine without an NVIDIA GPU, export
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before `make test` to get the small torch.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# One thread a worker: two OpenMP teams on the same cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest
+
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-deep lint types bench docs dist clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */|/' \
+		| while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+demo: $(VENV)/.lab  ## Train a small network with K-FAC, SGD and Adam and compare them in demo/
+	$(VENV)/bin/ngd compare --out demo --overwrite
+
+test: $(VENV)/.test  ## Run the tests over every array library (PYTEST_ARGS="..." adds options)
+	$(PYTEST) -n 2 $(PYTEST_ARGS)
+
+test-deep: export NGD_PROFILE := deep
+test-deep: $(VENV)/.test  ## Run the tests with 1,000 examples a law; hours
+	$(PYTEST) -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint  ## Check style, format, types, docstrings, and tests that assert nothing
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	cd tests && ../$(PY) -m arch.docstrings
+	cd tests && ../$(PY) -m arch.habits
+
+types: $(VENV)/.lint  ## Check types alone
+	$(PY) -m mypy
+
+bench: $(VENV)/.test  ## Run the benchmarks in tests/bench (files bench_*.py)
+	@if find tests/bench -name 'bench_*.py' 2>/dev/null | grep -q .; \
+	then $(PYTEST) -s -o python_files='bench_*.py' tests/bench $(PYTEST_ARGS); \
+	else echo 'There are no benchmarks yet: tests/bench holds no bench_*.py.'; fi
+
+docs: $(VENV)/.docs  ## Build the documentation in docs/_build/html, warnings as errors
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html'
+
+dist: $(VENV)/.base  ## Build the source archive, and from it the wheel, in dist/
+	rm -rf dist
+	$(PY) -m build --no-isolation
+
+clean:  ## Remove everything that these targets made, .venv included
+	rm -rf $(VENV) demo dist docs/_build .coverage htmlcov \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. A stamp is as new as the last install; pyproject.toml or constraints.txt renew it.
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	@p='$(PYTHON)'; if ! "$${p:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		2>/dev/null; then \
+		found=$$("$${p:-python3}" --version 2>/dev/null) || found='none'; \
+		echo "Python 3.11 or newer is needed, found: $$found. Install it, or name it:" \
+			"make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) could not make a virtual environment (on Debian and Ubuntu its module" \
+			"is a package of its own: python3.11-venv)." >&2; exit 1; }
+	@echo 'Setting up $(VENV): pip and build tools'
+	@$(INSTALL) --upgrade pip
+	@$(INSTALL) --group build
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.base
+	@echo 'Setting up $(VENV): the library and what the ngd command draws and reads with'
+	@$(INSTALL) --no-build-isolation -e '.[lab]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.lab
+	@echo 'Setting up $(VENV): torch, JAX and the test tools (large, once)'
+	@$(INSTALL) torch
+	@$(INSTALL) --no-build-isolation -e '.[lab,torch,jax,testing]' --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.lab
+	@echo 'Setting up $(VENV): the linters'
+	@$(INSTALL) --no-build-isolation -e '.[lab,testing]' --group lint
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.lab
+	@echo 'Setting up $(VENV): Sphinx'
+	@$(INSTALL) --no-build-isolation -e '.[lab,testing]' --group docs
+	@touch $@
