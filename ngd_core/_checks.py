@@ -7,6 +7,7 @@ of arrays, so every check also runs under ``jax.jit`` and ``torch.compile``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ngd_core import _xp
 from ngd_core._typing import Array, Namespace, Scalar
@@ -113,7 +114,7 @@ def one_of(name: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(msg)
 
 
-def same_layers(name: str, got: Mapping[object, object], wanted: Mapping[object, object]) -> None:
+def same_layers(name: str, got: Mapping[Any, object], wanted: Mapping[Any, object]) -> None:
     """Reject a mapping that names other layers than the state was made for."""
     unknown = [spec for spec in got if spec not in wanted]
     if unknown:

@@ -36,7 +36,7 @@ def namespace_of(*arrays: Array) -> Namespace:
 
 def is_array(x: object) -> bool:
     """Tell whether `x` is an array of a library that array_api_compat knows, or a tracer."""
-    return array_api_compat.is_array_api_obj(x)
+    return bool(array_api_compat.is_array_api_obj(x))
 
 
 def _device(like: Array) -> object:

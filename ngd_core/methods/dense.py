@@ -205,7 +205,8 @@ class DenseNGD:
         """
         _checks.nonnegative(damping=hyper.damping)
         xp = _checks.common_namespace(xp, state=next(iter(state.blocks.values())).fisher)
-        blocks, infos = {}, {}
+        blocks: dict[tuple[LayerSpec, ...], DenseBlock] = {}
+        infos: dict[LayerSpec, Info] = {}
         for span, block in state.blocks.items():
             nan = _xp.full((), float("nan"), like=block.fisher, xp=xp)
             fisher = xp.where(block.weight > 0, block.fisher, nan)
