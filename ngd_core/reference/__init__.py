@@ -29,28 +29,16 @@ from ngd_core.reference.fisher import (
     second_moment,
     solve,
 )
-from ngd_core.reference.kfac import (
-    canonical_record,
-    conv_patches,
-    damped,
-    direction,
-    kfac_factors,
-    kron,
-    kronecker_factors,
-)
-from ngd_core.reference.layers import (
+from ngd_core.reference.images import (
     avg_pool2d,
     conv2d,
-    dense,
-    flatten,
-    gelu,
+    conv_patches,
     global_avg_pool2d,
-    layer_norm,
     max_pool2d,
-    relu,
-    sigmoid,
-    tanh,
 )
+from ngd_core.reference.kfac import canonical_record, kfac_factors, kronecker_factors
+from ngd_core.reference.kronecker import damped, direction, kron
+from ngd_core.reference.layers import dense, flatten, gelu, layer_norm, relu, sigmoid, tanh
 from ngd_core.reference.losses import (
     backpropagated_vectors,
     loss_gradient,

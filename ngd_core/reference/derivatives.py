@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ngd_core.reference import losses
-from ngd_core.reference.layers import Array, double, require_shape
+from ngd_core.reference._arrays import Array, double, require_shape
 from ngd_core.reference.losses import Likelihood
 from ngd_core.reference.network import Network
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ngd_core.reference import derivatives, losses
-from ngd_core.reference.layers import Array, double, require_shape
+from ngd_core.reference._arrays import Array, double, require_shape
 from ngd_core.reference.losses import FisherKind, Likelihood
 from ngd_core.reference.network import Network
 
@@ -202,7 +202,7 @@ def empirical_fisher(
 
 
 def diagonal_blocks(fisher: ArrayLike, network: Network) -> dict[str, Array]:
-    """Blocks of F that belong to one layer each.
+    """Cut out the blocks of F that belong to one layer each.
 
     Parameters
     ----------

@@ -10,6 +10,24 @@ KFC (Grosse and Martens 2016, theorem 2) writes the same product with the sum ov
 input factor, ``Omega = (1/N) sum_{n,t} x x^T``, and the mean in the other,
 ``Gamma = (1/(N T)) sum_{m,n,t} g g^T``: the factor T stands in G here. Factored damping with the
 trace-norm pi does not see where it stands.
+
+With columns of a root of the loss Hessian as back-propagated vectors the product is the exact
+block of the Fisher in these cases (the tests of this module hold all of them):
+
+======================================================================== ====== ======
+block                                                                    expand reduce
+======================================================================== ====== ======
+dense layer of any network without shared positions, one datum           exact  exact
+dense layer of a deep linear network, Gaussian loss                      exact  exact
+last convolution, Gaussian loss at every position                        exact  no
+convolution before linear 1x1 convolutions, Gaussian loss everywhere     exact  no
+convolution before linear 3x3 convolutions, Gaussian loss everywhere     no     no
+last convolution before sum or mean pooling, Gaussian loss               no     exact
+convolution before linear 1x1 convolutions, then pooling                 no     exact
+convolution before a linear 3x3 one, circular padding, then pooling      no     exact
+the same with zero padding or none                                       no     no
+one datum with several positions, non-linear                             no     no
+======================================================================== ====== ======
 """
 
 from __future__ import annotations
@@ -22,37 +40,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ngd_core.reference import derivatives
-from ngd_core.reference.layers import (
-    NO_PADDING,
-    Array,
-    Padding,
-    Pair,
-    double,
-    group_channels,
-    output_size,
-    require_images,
-    require_shape,
-)
+from ngd_core.reference._arrays import Array, double
+from ngd_core.reference.images import conv_patches
 from ngd_core.reference.network import Layer, Network
 
-__all__ = [
-    "canonical_record",
-    "conv_patches",
-    "damped",
-    "direction",
-    "kfac_factors",
-    "kron",
-    "kronecker_factors",
-]
+__all__ = ["canonical_record", "kfac_factors", "kronecker_factors"]
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
-Split: TypeAlias = Literal["exact", "pi"]
 
 
 def kronecker_factors(
     a: ArrayLike, g: ArrayLike, bias: bool = True, sharing: Sharing = "expand"
 ) -> tuple[Array, Array]:
-    """Factors A and G of one layer, ``G (x) A`` approximating its block of the Fisher.
+    """Build factors A and G of one layer, ``G (x) A`` approximating its block of the Fisher.
 
     "expand" (KFC; Eschenhagen et al. 2023), every position a row of its own:
 
@@ -127,71 +127,8 @@ def kronecker_factors(
     return A, G
 
 
-def conv_patches(
-    x: ArrayLike,
-    kernel_size: Pair,
-    stride: Pair = (1, 1),
-    dilation: Pair = (1, 1),
-    padding: Padding = NO_PADDING,
-    groups: int = 1,
-) -> Array:
-    """Receptive fields of a convolution, one row per output position.
-
-    Parameters
-    ----------
-    x : array of shape (N, channels, height, width)
-        Images.
-    kernel_size, stride, dilation : (int, int)
-        (height, width).
-    padding : ((top, bottom), (left, right))
-        Zeros around the image.
-    groups : int
-        Number of channel groups.
-
-    Returns
-    -------
-    array of shape (N, T, D), or (groups, N, T, D) for groups > 1
-        T output positions, row-major; D = ``channels / groups * kh * kw`` columns in the order
-        (channel, kernel row, kernel column). No bias column. ``patches @ W.T`` is the convolution.
-
-    Raises
-    ------
-    ValueError
-        As in `conv2d`.
-
-    Examples
-    --------
-    >>> from ngd_core.reference import conv_patches
-    >>> conv_patches([[[[1.0, 2.0, 3.0]]]], kernel_size=(1, 2))
-    array([[[1., 2.],
-            [2., 3.]]])
-    """
-    x = double(x)
-    require_images(x)
-    n_images, channels, height, width = x.shape
-    own = group_channels(channels, groups)
-    kh, kw = kernel_size
-    rows, columns = output_size((height, width), kernel_size, stride, dilation, padding)
-    patches = np.zeros((groups, n_images, rows * columns, own * kh * kw), x.dtype)
-    for group in range(groups):
-        for n in range(n_images):
-            for p in range(rows):
-                for q in range(columns):
-                    for c in range(own):
-                        for i in range(kh):
-                            for j in range(kw):
-                                r = p * stride[0] + i * dilation[0] - padding[0][0]
-                                s = q * stride[1] + j * dilation[1] - padding[1][0]
-                                if 0 <= r < height and 0 <= s < width:
-                                    column = c * kh * kw + i * kw + j
-                                    patches[group, n, p * columns + q, column] = x[
-                                        n, group * own + c, r, s
-                                    ]
-    return patches[0] if groups == 1 else patches
-
-
 def canonical_record(layer: Layer, a: ArrayLike, g: ArrayLike) -> list[tuple[Array, Array]]:
-    """Layouts that `kronecker_factors` takes, from a layer's own layouts.
+    """Bring a layer's own layouts to those that `kronecker_factors` takes.
 
     Parameters
     ----------
@@ -241,7 +178,7 @@ def kfac_factors(
     vectors: ArrayLike,
     sharing: Sharing = "expand",
 ) -> dict[str, tuple[Array, Array]]:
-    """Factors A and G of every dense and convolutional layer of a network.
+    """Build factors A and G of every dense and convolutional layer of a network.
 
     Parameters
     ----------
@@ -285,148 +222,3 @@ def kfac_factors(
         A, G = np.stack([A for A, _ in pairs]), np.stack([G for _, G in pairs])
         factors[name] = (A, G) if len(pairs) > 1 else (A[0], G[0])
     return factors
-
-
-def kron(G: ArrayLike, A: ArrayLike) -> Array:
-    """Kronecker product ``G (x) A``, entry by entry.
-
-    ``K[i p + k, j q + m] = G[i, j] A[k, m]`` with A of shape (p, q), so that for row-major vec
-    ``K vec(V) = vec(G V A^T)``.
-
-    Parameters
-    ----------
-    G, A : array of two axes
-        Factors.
-
-    Returns
-    -------
-    array of shape (rows of G times rows of A, columns of G times columns of A), float64
-        The product.
-
-    Examples
-    --------
-    >>> from ngd_core.reference import kron
-    >>> kron([[1.0, 2.0]], [[1.0, 3.0]])
-    array([[1., 3., 2., 6.]])
-    """
-    G, A = double(G), double(A)
-    p, q = A.shape
-    product = np.zeros((G.shape[0] * p, G.shape[1] * q))
-    for i in range(G.shape[0]):
-        for j in range(G.shape[1]):
-            for k in range(p):
-                for m in range(q):
-                    product[i * p + k, j * q + m] = G[i, j] * A[k, m]
-    return product
-
-
-def damped(A: ArrayLike, G: ArrayLike, damping: float, split: Split = "pi") -> Array:
-    """Damped approximation of the block of the Fisher, as a dense matrix.
-
-    "exact": ``G (x) A + damping I``.
-
-    "pi": ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)`` with
-    ``pi = sqrt((tr A / dim A) / (tr G / dim G))`` (Martens and Grosse 2015, section 6.3 of the
-    preprint arXiv:1503.05671).
-
-    If a trace is zero, so is its factor and its pi has no value; both damped factors are then
-    replaced by ``sqrt(damping) I``, whose product ``damping I`` is what "exact" gives.
-
-    Parameters
-    ----------
-    A : array of shape (columns, columns)
-        Input factor.
-    G : array of shape (rows, rows)
-        Output-gradient factor.
-    damping : float
-        Added to the Fisher of the mean loss.
-    split : "exact" or "pi"
-        How it is added.
-
-    Returns
-    -------
-    array of shape (rows * columns, rows * columns), float64
-        Acting on row-major flattened blocks.
-
-    Raises
-    ------
-    ValueError
-        If the damping is negative or `split` is unknown.
-
-    Examples
-    --------
-    >>> from ngd_core.reference import damped
-    >>> damped([[4.0]], [[1.0]], damping=1.0, split="exact")
-    array([[5.]])
-    >>> damped([[4.0]], [[1.0]], damping=1.0, split="pi")
-    array([[9.]])
-    """
-    A, G = double(A), double(G)
-    if not damping >= 0:
-        msg = f"damping is {damping}; expected a number >= 0."
-        raise ValueError(msg)
-    if split not in ("exact", "pi"):
-        msg = f"split is {split!r}; expected 'exact' or 'pi'."
-        raise ValueError(msg)
-    if split == "exact":
-        return kron(G, A) + damping * np.eye(len(G) * len(A))
-    root = np.sqrt(damping)
-    mean_a, mean_g = np.trace(A) / len(A), np.trace(G) / len(G)
-    if mean_a == 0 or mean_g == 0:
-        return kron(root * np.eye(len(G)), root * np.eye(len(A)))
-    pi = np.sqrt(mean_a / mean_g)
-    return kron(G + root / pi * np.eye(len(G)), A + pi * root * np.eye(len(A)))
-
-
-def direction(
-    block_gradient: ArrayLike,
-    A: ArrayLike,
-    G: ArrayLike,
-    damping: float,
-    split: Split = "pi",
-) -> Array:
-    """Preconditioned gradient of one block, by solving with the matrix of `damped`.
-
-    Parameters
-    ----------
-    block_gradient : array of shape (rows, columns) or (groups, rows, columns)
-        Gradient of the mean loss.
-    A : array of shape (columns, columns), with a leading groups axis if the gradient has one
-        Input factor.
-    G : array of shape (rows, rows), with a leading groups axis if the gradient has one
-        Output-gradient factor.
-    damping : float
-        Added to the Fisher of the mean loss.
-    split : "exact" or "pi"
-        As in `damped`; each group has its own pi.
-
-    Returns
-    -------
-    array of the shape of `block_gradient`, float64
-        The parameters change by minus a learning rate times this.
-
-    Raises
-    ------
-    ValueError
-        As in `damped`, or if shapes do not fit.
-    numpy.linalg.LinAlgError
-        If the damped matrix is exactly singular.
-
-    Examples
-    --------
-    >>> from ngd_core.reference import direction
-    >>> direction([[10.0]], [[4.0]], [[1.0]], damping=1.0, split="exact")
-    array([[2.]])
-    """
-    V, A, G = double(block_gradient), double(A), double(G)
-    if V.ndim == 3:
-        require_shape("A", A, (V.shape[0], V.shape[2], V.shape[2]))
-        require_shape("G", G, (V.shape[0], V.shape[1], V.shape[1]))
-        groups = range(len(V))
-        return np.stack([direction(V[k], A[k], G[k], damping, split) for k in groups])
-    if V.ndim != 2:
-        msg = f"block_gradient has shape {V.shape}; expected (rows, columns), or groups of these."
-        raise ValueError(msg)
-    require_shape("A", A, (V.shape[1], V.shape[1]))
-    require_shape("G", G, (V.shape[0], V.shape[0]))
-    return np.linalg.solve(damped(A, G, damping, split), V.reshape(-1)).reshape(V.shape)

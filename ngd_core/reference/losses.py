@@ -21,7 +21,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ngd_core.reference.layers import Array, double, require_shape, sigmoid
+from ngd_core.reference._arrays import Array, double, require_shape
+from ngd_core.reference.layers import sigmoid
 
 __all__ = [
     "backpropagated_vectors",
@@ -207,7 +208,7 @@ def loss_hessian(likelihood: Likelihood, outputs: ArrayLike) -> Array:
 
 
 def loss_hessian_root(likelihood: Likelihood, outputs: ArrayLike) -> Array:
-    """Columns of a matrix S with ``S S^T`` equal to each example's `loss_hessian`.
+    """Build a matrix S with ``S S^T`` equal to each example's `loss_hessian`, by columns.
 
     From the eigendecomposition ``H = Q diag(w) Q^T``: column m is ``sqrt(w_m) q_m``. Only S S^T is
     determined; do not compare columns with those of another root.
@@ -242,7 +243,7 @@ def loss_hessian_root(likelihood: Likelihood, outputs: ArrayLike) -> Array:
 
 
 def sample_targets(likelihood: Likelihood, outputs: ArrayLike, noise: ArrayLike) -> Array:
-    """Targets drawn from the model's own distribution, with the noise passed in.
+    """Draw targets from the model's own distribution, with the noise passed in.
 
     Parameters
     ----------
@@ -294,7 +295,7 @@ def backpropagated_vectors(
     kind: FisherKind = "exact",
     targets: ArrayLike | Sequence[ArrayLike] | None = None,
 ) -> Array:
-    """Vectors v[m, n] at the outputs whose ``sum_m v v^T`` stands for the loss Hessian.
+    """Build vectors v[m, n] at the outputs whose ``sum_m v v^T`` stands for the loss Hessian.
 
     Parameters
     ----------

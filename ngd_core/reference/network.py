@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ngd_core.reference import layers
-from ngd_core.reference.layers import Array, double, require_shape
+from ngd_core.reference import images, layers
+from ngd_core.reference._arrays import Array, double, require_shape
 
 __all__ = ["Layer", "Network"]
 
@@ -121,8 +121,8 @@ class Layer:
         if self.kind != "conv2d":
             return None
         groups, (kh, kw) = o["groups"], o["kernel_size"]
-        own = layers.group_channels(o["in_channels"], groups)
-        rows = layers.group_channels(o["out_channels"], groups)
+        own = images.group_channels(o["in_channels"], groups)
+        rows = images.group_channels(o["out_channels"], groups)
         stack = () if groups == 1 else (groups,)
         return (*stack, rows, own * kh * kw + o["bias"])
 
@@ -225,12 +225,7 @@ class Network:
         ValueError
             If blocks are missing, too many or of the wrong shape, or inputs do not fit.
         """
-        blocks = {name: double(block) for name, block in params.items()}
-        if set(blocks) != set(self.block_shapes):
-            msg = f"params names {list(blocks)}; the network has blocks {list(self.block_shapes)}."
-            raise ValueError(msg)
-        for name, shape in self.block_shapes.items():
-            require_shape(f"params[{name!r}]", blocks[name], shape)
+        blocks = self._blocks(params)
         offsets = {} if offsets is None else offsets
         unknown = [name for name in offsets if name not in blocks]
         if unknown:
@@ -252,12 +247,17 @@ class Network:
         -------
         array of shape (P,)
             In layer order, each block row-major.
+
+        Raises
+        ------
+        ValueError
+            If blocks are missing, too many or of the wrong shape.
         """
-        parts = [double(params[name]).reshape(-1) for name in self.block_shapes]
-        return np.concatenate([np.zeros(0), *parts])
+        blocks = self._blocks(params)
+        return np.concatenate([np.zeros(0), *(block.reshape(-1) for block in blocks.values())])
 
     def unflatten(self, theta: ArrayLike) -> dict[str, Array]:
-        """Blocks by name from the vector theta; the inverse of `flatten`.
+        """Cut the vector theta into blocks by name; the inverse of `flatten`.
 
         Parameters
         ----------
@@ -281,6 +281,16 @@ class Network:
             for name, place in self.slices.items()
         }
 
+    def _blocks(self, params: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        shapes = self.block_shapes
+        if set(params) != set(shapes):
+            msg = f"params names {list(params)}; the network has blocks {list(shapes)}."
+            raise ValueError(msg)
+        blocks = {name: double(params[name]) for name in shapes}
+        for name, shape in shapes.items():
+            require_shape(f"params[{name!r}]", blocks[name], shape)
+        return blocks
+
 
 def _parametric(chain: Iterable[Layer]) -> Iterator[Layer]:
     for layer in chain:
@@ -299,14 +309,19 @@ def _apply(
 ) -> Array:
     for layer in chain:
         if layer.kind == "residual":
-            x = x + _apply(layer.branch, blocks, x, offsets, inputs, results)
+            change = _apply(layer.branch, blocks, x, offsets, inputs, results)
+            require_shape("output of a residual branch", change, x.shape)
+            x = x + change
         elif layer.block_shape is None:
-            x = getattr(layers, layer.kind)(x, **layer.options)
+            module = images if layer.kind.endswith("pool2d") else layers
+            x = getattr(module, layer.kind)(x, **layer.options)
         else:
             inputs[layer.name] = x
             x = _parametric_output(layer, blocks[layer.name], x)
             if layer.name in offsets:
+                shape = x.shape
                 x = x + double(offsets[layer.name])
+                require_shape(f"output of {layer.name!r} with its offset", x, shape)
             results[layer.name] = x
     return x
 
@@ -322,4 +337,4 @@ def _parametric_output(layer: Layer, block: Array, x: Array) -> Array:
     if x.ndim != 4 or x.shape[1] != channels:
         msg = f"Layer {layer.name!r} got shape {x.shape}; expected (N, {channels}, height, width)."
         raise ValueError(msg)
-    return layers.conv2d(x, block, **options)
+    return images.conv2d(x, block, **options)
