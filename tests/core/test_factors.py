@@ -1,0 +1,256 @@
+"""Factors and gradients of a record equal the oracle's loops, on every array library."""
+
+import numpy as np
+import pytest
+from harness import dtypes, law, rng, seeds
+from hypothesis import strategies as st
+
+from ngd_core import Conv2dGeometry, LayerRecord, LayerSpec, factors, reference
+from ngd_core.factors.patches import patches
+from ngd_core.testing import assert_close
+
+sizes = st.integers(1, 4)
+sharings = st.sampled_from(["expand", "reduce"])
+
+
+def dense_case(seed, n, t, inputs, outputs, m, bias, sharing):
+    """A dense layer with t positions on two axes, and m back-propagated vectors (0: no axis)."""
+    r = rng(seed)
+    spec = LayerSpec("fc", "dense", inputs, outputs, bias=bias, sharing=sharing)
+    lead = () if m == 0 else (m,)
+    a = r.standard_normal((n, t, 2, inputs))
+    g = r.standard_normal((*lead, n, t, 2, outputs))
+    oracle = (a.reshape(n, -1, inputs), g.reshape(max(m, 1), n, -1, outputs))
+    return spec, LayerRecord(a, g), [oracle]
+
+
+@st.composite
+def geometries(draw):
+    pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    padding = draw(
+        st.one_of(
+            st.sampled_from(["same", "valid"]),
+            st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+        )
+    )
+    return Conv2dGeometry(
+        draw(pairs),
+        stride=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        padding=padding,
+        groups=draw(st.integers(1, 2)),
+    )
+
+
+def conv_case(seed, n, geometry, m, bias, sharing):
+    r = rng(seed)
+    groups = geometry.groups
+    spec = LayerSpec("conv", "conv2d", 2 * groups, 3 * groups, bias, sharing, geometry)
+    height, width = 6, 5
+    out = geometry.output_size(height, width)
+    lead = () if m == 0 else (m,)
+    a = r.standard_normal((n, 2 * groups, height, width))
+    g = r.standard_normal((*lead, n, 3 * groups, *out))
+    x = reference.conv_patches(
+        a,
+        geometry.kernel_size,
+        geometry.stride,
+        geometry.dilation,
+        geometry.pads(height, width),
+        groups,
+    )
+    x = x[None] if groups == 1 else x
+    y = g.reshape(max(m, 1), n, groups, 3, -1)
+    oracle = [(x[k], np.swapaxes(y[:, :, k], -1, -2)) for k in range(groups)]
+    return spec, LayerRecord(a, g), oracle
+
+
+@st.composite
+def cases(draw):
+    """Any layer, with the canonical (x, y) of each of its groups for the oracle."""
+    common = {"m": draw(st.integers(0, 2)), "bias": draw(st.booleans()), "sharing": draw(sharings)}
+    seed, n = draw(seeds), draw(sizes)
+    if draw(st.booleans()):
+        shape = {"t": draw(st.integers(1, 3)), "inputs": draw(sizes), "outputs": draw(sizes)}
+        return dense_case(seed, n, **shape, **common)
+    return conv_case(seed, n, draw(geometries()), **common)
+
+
+def stacked(spec, blocks):
+    return np.stack(blocks) if spec.stack else blocks[0]
+
+
+@law(case=cases(), dtype=dtypes)
+def test_kronecker_factors_equal_the_loops(backend, case, dtype):
+    spec, record, oracle = case
+    expected = [
+        reference.kronecker_factors(x, y, bias=spec.bias, sharing=spec.sharing) for x, y in oracle
+    ]
+    got = backend.call(
+        lambda r, *, xp: factors.kronecker_factors(spec, r, xp=xp), backend.tree(record, dtype)
+    )
+    for k, factor in enumerate(got):
+        assert str(factor.dtype).endswith(dtype)
+        size = record.a.size // spec.in_features
+        assert_close(
+            backend.numpy(factor), stacked(spec, [e[k] for e in expected]), dtype=dtype, size=size
+        )
+
+
+@law(case=cases(), dtype=dtypes)
+def test_factors_are_symmetric_and_positive_semidefinite(backend, case, dtype):
+    spec, record, _ = case
+    got = backend.call(
+        lambda r, *, xp: factors.kronecker_factors(spec, r, xp=xp), backend.tree(record, dtype)
+    )
+    for factor in backend.numpy(got):
+        factor = factor.astype(np.float64)
+        assert_close(factor, np.swapaxes(factor, -1, -2), dtype=dtype)
+        values = np.linalg.eigvalsh(factor)
+        assert np.all(values >= -50 * np.finfo(dtype).eps * values.max(axis=-1, keepdims=True))
+
+
+@law(case=cases(), dtype=dtypes)
+def test_per_example_gradients_equal_the_loops(backend, case, dtype):
+    """u_mn = sum_t g_mnt [x_nt; 1]^T, and its mean formed without them."""
+    spec, record, oracle = case
+    expected = []
+    for x, y in oracle:
+        m, n, t, _ = y.shape
+        u = np.zeros((m, n, y.shape[-1], x.shape[-1] + spec.bias))
+        for i in range(m):
+            for j in range(n):
+                for k in range(t):
+                    row = np.append(x[j, k], 1.0) if spec.bias else x[j, k]
+                    u[i, j] += np.outer(y[i, j, k], row)
+        expected.append(u)
+    u = np.stack(expected, axis=2) if spec.stack else expected[0]
+    arrays = backend.tree(record, dtype)
+    got = backend.call(lambda r, *, xp: factors.per_example_gradients(spec, r, xp=xp), arrays)
+    assert_close(backend.numpy(got), u, dtype=dtype, size=u[0, 0].size)
+    mean = backend.call(lambda r, *, xp: factors.mean_gradient(spec, r, xp=xp), arrays)
+    assert_close(
+        backend.numpy(mean),
+        u.sum(axis=0).mean(axis=0),
+        dtype=dtype,
+        size=u[0, 0].size,
+        scale=float(np.abs(u).max()),
+    )
+
+
+@law(seed=seeds, geometry=geometries(), bias=st.booleans())
+def test_join_and_split_are_inverse_and_fit_the_patches(backend, seed, geometry, bias):
+    """patches @ split(block) is the oracle's convolution, and join undoes split."""
+    r = rng(seed)
+    groups = geometry.groups
+    spec = LayerSpec("conv", "conv2d", 2 * groups, 3 * groups, bias, geometry=geometry)
+    x, block = r.standard_normal((2, 2 * groups, 6, 5)), r.standard_normal(spec.block_shape)
+    weight, offset = backend.call(
+        lambda b, *, xp: factors.split(spec, b, xp=xp)[: 1 + bias], backend.array(block)
+    ) + (() if bias else (None,))
+    joined = factors.join(spec, weight, offset, xp=backend.xp)
+    assert_close(backend.numpy(joined), block)
+    rows = backend.numpy(patches(backend.array(x), geometry, xp=backend.xp))
+    rows = rows if spec.stack else rows[None]
+    kernel = backend.numpy(weight).reshape(groups, 3, -1)
+    out = np.concatenate([p @ k.T for p, k in zip(rows, kernel, strict=True)], axis=-1)
+    if bias:
+        out = out + backend.numpy(offset)
+    expected = reference.conv2d(
+        x,
+        block,
+        geometry.kernel_size,
+        geometry.stride,
+        geometry.dilation,
+        geometry.pads(6, 5),
+        groups,
+        bias,
+    )
+    assert_close(np.moveaxis(out, -1, 1).reshape(expected.shape), expected, size=20)
+
+
+@law(seed=seeds, counts=st.lists(st.integers(1, 5), min_size=1, max_size=5), dtype=dtypes)
+def test_average_is_the_bias_corrected_ema_over_examples(backend, seed, counts, dtype):
+    r, decay = rng(seed), 0.9
+    batches = [r.standard_normal((2, 2)) for _ in counts]
+    mean, weight = backend.array(np.zeros((2, 2)), dtype), backend.array(np.zeros(()), dtype)
+    for batch, count in zip(batches, counts, strict=True):
+        mean, weight = backend.call(
+            lambda *arrays, xp, count=count: factors.average(
+                *arrays, count=count, decay=decay, xp=xp
+            ),
+            mean,
+            weight,
+            backend.array(batch, dtype),
+        )
+    weights = np.asarray(counts) * decay ** np.arange(len(counts))[::-1]
+    expected = np.tensordot(weights, np.stack(batches), axes=1) / weights.sum()
+    assert_close(backend.numpy(mean), expected, dtype=dtype, size=8)
+    assert_close(backend.numpy(weight), weights.sum(), dtype=dtype)
+
+
+def test_half_precision_records_give_float32_factors():
+    spec = LayerSpec("fc", "dense", 3, 2)
+    a, g = rng(0).standard_normal((4, 3)), rng(1).standard_normal((4, 2))
+    A, G = factors.kronecker_factors(
+        spec, LayerRecord(a.astype(np.float16), g.astype(np.float16))
+    )
+    assert A.dtype == G.dtype == np.float32
+    assert_close(A, reference.kronecker_factors(a[:, None], g[None, :, None])[0], dtype="float16")
+
+
+FC = LayerSpec("fc", "dense", 3, 2)
+CONV = LayerSpec("conv", "conv2d", 3, 2, geometry=Conv2dGeometry(3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "a", "g", "error", "sentence"),
+    [
+        (FC, np.ones((4, 3)), [[1.0, 2.0]], TypeError, "g is a builtins list; expected an array"),
+        (FC, np.ones((4, 3), np.int64), np.ones((4, 2)), TypeError, "a has dtype int64"),
+        (FC, np.ones(3), np.ones((4, 2)), ValueError, r"a has shape \(3,\); expected at least 2"),
+        (FC, np.ones((4, 5)), np.ones((4, 2)), ValueError, "with 5 features; expected 3"),
+        (FC, np.ones((4, 3)), np.ones((5, 2)), ValueError, r"g has shape \(5, 2\); expected"),
+        (FC, np.ones((0, 3)), np.ones((0, 2)), ValueError, "batch is empty"),
+        (CONV, np.ones((4, 3)), np.ones((4, 2)), ValueError, "expected 4 axes"),
+        (CONV, np.ones((4, 3, 2, 2)), np.ones((4, 2, 1, 1)), ValueError, "smaller than the kernel"),
+        (CONV, np.ones((4, 3, 5, 5)), np.ones((4, 2, 5, 5)), ValueError, r"expected \(4, 2, 3, 3\)"),
+    ],
+)
+def test_wrong_records_get_one_clear_sentence(spec, a, g, error, sentence):
+    with pytest.raises(error, match=sentence):
+        factors.kronecker_factors(spec, LayerRecord(a, g))
+
+
+def test_mixed_libraries_get_one_clear_sentence():
+    import torch
+
+    record = LayerRecord(np.ones((4, 3)), torch.ones((4, 2)))
+    with pytest.raises(TypeError, match="a is a numpy ndarray, g is a torch Tensor; convert them"):
+        factors.kronecker_factors(FC, record)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: LayerSpec("fc", "lstm", 1, 1), "kind is 'lstm'; expected one of 'dense', 'conv2d'"),
+        (lambda: LayerSpec("fc", "dense", 1, 1, sharing="sum"), "sharing is 'sum'"),
+        (lambda: LayerSpec("c", "conv2d", 1, 1), "a convolution needs one"),
+        (
+            lambda: LayerSpec("c", "conv2d", 3, 2, geometry=Conv2dGeometry(1, groups=2)),
+            "the groups must divide both",
+        ),
+        (lambda: Conv2dGeometry(0), "kernel_size is 0; expected an integer >= 1"),
+        (lambda: Conv2dGeometry(3, padding="full"), "padding is 'full'"),
+        (lambda: Conv2dGeometry(3, padding=-1), "padding is -1"),
+        (lambda: factors.join(FC, np.ones((2, 3))), "has bias=True, but bias is NoneType"),
+        (lambda: factors.split(FC, np.ones((2, 3))), r"block has shape \(2, 3\); expected \(2, 4\)"),
+        (
+            lambda: factors.average(np.ones(1), np.ones(()), np.ones(1), 1, 1.5),
+            "decay is 1.5; expected a number between 0 and 1",
+        ),
+    ],
+)
+def test_wrong_arguments_get_one_clear_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
