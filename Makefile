@@ -54,7 +54,7 @@ dist: $(VENV)/.base  ## Build the source archive, and from it the wheel, in dist
 	$(PY) -m build --no-isolation
 
 clean:  ## Remove everything that these targets made, .venv included
-	rm -rf $(VENV) demo dist docs/_build .coverage htmlcov \
+	rm -rf $(VENV) demo dist docs/_build docs/generated .coverage htmlcov \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

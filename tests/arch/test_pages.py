@@ -1,0 +1,43 @@
+"""The code on the pages runs, and prints what the pages say."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+
+import pytest
+from arch.imports import ROOT
+
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(page):
+    """Run the Python blocks of a page in one namespace; each text block is what they printed."""
+    names, printed, said = {}, io.StringIO(), ""
+    for kind, text in BLOCK.findall(page):
+        if kind == "text":
+            said += text
+        else:
+            with contextlib.redirect_stdout(printed):
+                exec(text, names)
+    assert printed.getvalue() == said
+    return bool(names)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_a_page_tells_the_truth(page):
+    assert run((ROOT / page).read_text())
+
+
+@pytest.mark.parametrize(
+    ("page", "error"),
+    [
+        ("```python\nprint(1)\n```\n\n```text\n2\n```\n", AssertionError),
+        ("```python\nprint(1)\n```\n", AssertionError),
+        ("```python\nx = 1\n```\n\nThen\n\n```python\nprint(y)\n```\n", NameError),
+    ],
+)
+def test_a_false_page_is_caught(page, error):
+    with pytest.raises(error):
+        run(page)
