@@ -18,7 +18,7 @@ block of the Fisher in these cases (the tests of this module hold all of them):
 block                                                                    expand reduce
 ======================================================================== ====== ======
 dense layer of any network without shared positions, one datum           exact  exact
-dense layer of a deep linear network, Gaussian loss                      exact  exact
+dense layer of a deep linear network without positions, Gaussian loss    exact  exact
 last convolution, Gaussian loss at every position                        exact  no
 convolution before linear 1x1 convolutions, Gaussian loss everywhere     exact  no
 convolution before linear 3x3 convolutions, Gaussian loss everywhere     no     no
