@@ -62,16 +62,18 @@ def solve_dtype(wanted: str | None, *, like: Array, xp: Namespace) -> DType:
 
 def _safe(
     m: Array, damping: Scalar, dtype: DType, *, xp: Namespace
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Damped matrix with entries of order 1, or I: ``(matrix, scale, damping, usable, raised)``."""
+) -> tuple[Array, Array, Array, Array]:
+    """Damped matrix with entries of order 1, or I: ``(matrix, scale, usable, raised)``."""
     _checks.nonnegative(damping=damping)
     eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]
     m = _xp.astype(m, dtype, xp=xp)
     damping = _xp.scalar(damping, like=m, xp=xp)
-    diagonal = xp.linalg.diagonal(m)
-    usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
     zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
-    scale = xp.max(xp.where(usable[..., None], diagonal, zero), axis=-1)
+    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
+    usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
+    m = xp.where(usable[..., None, None], m, identity)
+    damping = xp.where(usable, damping, one)
+    scale = xp.max(xp.linalg.diagonal(m), axis=-1)
     scale = xp.where(scale > 0, scale, xp.where(damping > 0, damping, one))
     m = m / scale[..., None, None]
     m = 0.5 * (m + m.mT)
@@ -79,10 +81,9 @@ def _safe(
     asked = damping / scale
     raised = asked < floor
     shift = xp.where(raised, floor, asked)
-    usable = usable & (shift > 0)
-    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
+    usable = usable & (shift > zero)
     safe = xp.where(usable[..., None, None], m + shift[..., None, None] * identity, identity)
-    return safe, scale, shift, usable, raised
+    return safe, scale, usable, raised
 
 
 def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Array:
@@ -198,7 +199,7 @@ def damped_inverse(
 def _attempt(
     m: Array, damping: Scalar, dtype: DType, *, ops: Ops, xp: Namespace
 ) -> tuple[Array, Array, Array]:
-    safe, scale, _, usable, raised = _safe(m, damping, dtype, xp=xp)
+    safe, scale, usable, raised = _safe(m, damping, dtype, xp=xp)
     inverse = ops.spd_inverse(safe, xp=xp)
     probe = xp.cos(_xp.arange(m.shape[-1], like=safe, xp=xp))[:, None]
     residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
@@ -245,11 +246,10 @@ def safe_eigh(
     m = _xp.astype(m, work, xp=xp)
     usable = xp.all(xp.isfinite(m), axis=(-2, -1))
     zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
-    diagonal = xp.where(usable[..., None], xp.linalg.diagonal(m), zero)
-    scale = xp.max(xp.abs(diagonal), axis=-1)
-    scale = xp.where(scale > 0, scale, one)[..., None, None]
-    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
-    safe = xp.where(usable[..., None, None], 0.5 * (m + m.mT) / scale, identity)
+    m = xp.where(usable[..., None, None], m, _xp.eye(m.shape[-1], like=m, xp=xp))
+    scale = xp.max(xp.abs(xp.linalg.diagonal(m)), axis=-1)
+    scale = xp.where(scale > zero, scale, one)[..., None, None]
+    safe = 0.5 * (m + m.mT) / scale
     values, vectors = xp.linalg.eigh(safe)
     values = xp.maximum(values, zero) * scale[..., 0]
     values = _xp.astype(values, original, xp=xp)

@@ -1,0 +1,322 @@
+"""Damping, safe inverses and Kronecker algebra, from 1x1 to singular and non-finite factors."""
+
+import numpy as np
+import pytest
+from harness import dtypes, law, rng, seeds, spd
+from hypothesis import strategies as st
+
+from ngd_core import inversion
+from ngd_core.inversion import EAGER, PURE, Ops
+from ngd_core.inversion.spd import FLOOR
+from ngd_core.testing import assert_close
+
+EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
+orders = st.sampled_from([1, 2, 3, 7, 20, 65, 130])
+scales = st.sampled_from([1e-12, 1e-3, 1.0, 1e3, 1e12])
+
+
+def inverse(backend, m, damping, previous=None, good=False, **options):
+    """damped_inverse of NumPy arrays through the backend."""
+    stack, n = m.shape[:-2], m.shape[-1]
+    previous = np.broadcast_to(np.eye(n), m.shape) if previous is None else previous
+    dtype = options.pop("in_dtype", "float64")
+    return backend.call(
+        lambda *arrays, xp: inversion.damped_inverse(*arrays, xp=xp, **options),
+        backend.array(m, dtype),
+        backend.array(np.asarray(damping), dtype),
+        backend.array(previous, dtype),
+        backend.array(np.full(stack, good)),
+    )
+
+
+@law(seed=seeds, n=orders, log_condition=st.integers(0, 4), scale=scales, dtype=dtypes)
+def test_inverse_solves(backend, seed, n, log_condition, scale, dtype):
+    """Backward error |M X - I| of a well damped matrix of any size and scale."""
+    m = (scale * spd(rng(seed), n, 10.0**log_condition)).astype(dtype).astype(np.float64)
+    damping = 1e-2 * scale
+    x, good, code = inverse(backend, m, damping, in_dtype=dtype)
+    assert str(x.dtype).endswith(dtype)
+    damped = m + damping * np.eye(n)
+    assert_close(
+        damped @ backend.numpy(x).astype(np.float64), np.eye(n), dtype=dtype, size=n, kappa=100
+    )
+    assert bool(good)
+    assert int(code) == 0
+
+
+@law(seed=seeds, n=st.integers(2, 5), groups=st.integers(2, 3))
+def test_stack_is_a_loop(backend, seed, n, groups):
+    """A stack gives each matrix its own answer and its own code."""
+    r = rng(seed)
+    m = np.stack([spd(r, n, 10.0) for _ in range(groups)])
+    m[0] = np.nan
+    previous = np.stack([np.eye(n) * (k + 2.0) for k in range(groups)])
+    x, good, code = backend.numpy(inverse(backend, m, 0.1, previous, good=True))
+    assert code.tolist() == [3] + [0] * (groups - 1)
+    assert np.all(good)
+    assert_close(x[0], previous[0])
+    for k in range(1, groups):
+        assert_close(x[k], np.linalg.inv(m[k] + 0.1 * np.eye(n)), kappa=10)
+
+
+BROKEN = {
+    "nan": np.full((3, 3), np.nan),
+    "one nan": np.where(np.eye(3) > 0, 1.0, 0.0) + np.diag([0, np.nan, 0]),
+    "inf": np.full((3, 3), np.inf),
+    "minus inf": np.full((3, 3), -np.inf),
+    "no damping, no factor": np.zeros((3, 3)),
+}
+
+
+@law(case=st.sampled_from(sorted(BROKEN)), good=st.booleans(), dtype=dtypes)
+def test_unusable_factors_keep_the_last_good_inverse(backend, case, good, dtype):
+    damping = 0.0 if case == "no damping, no factor" else 1e-3
+    previous = 2.0 * np.eye(3) if good else np.eye(3)
+    x, still_good, code = backend.numpy(
+        inverse(backend, BROKEN[case], damping, previous, good, in_dtype=dtype)
+    )
+    assert_close(x, previous)
+    assert bool(still_good) is good
+    assert int(code) == (3 if good else 4)
+
+
+@law(damping=st.sampled_from([np.nan, np.inf, -1.0]), dtype=dtypes)
+def test_unusable_damping_arrays_keep_the_last_good_inverse(backend, damping, dtype):
+    x, _, code = backend.numpy(
+        inverse(backend, np.eye(2), damping, 5.0 * np.eye(2), good=True, in_dtype=dtype)
+    )
+    assert_close(x, 5.0 * np.eye(2))
+    assert int(code) == 3
+
+
+SINGULAR = {
+    "1x1": (np.asarray([[2.0]]), 0.5),
+    "1x1 zero": (np.zeros((1, 1)), 0.5),
+    "zero": (np.zeros((4, 4)), 0.5),
+    "rank one": (np.outer(np.arange(1.0, 5.0), np.arange(1.0, 5.0)), 0.5),
+    "dead unit": (np.diag([1.0, 0.0, 2.0, 0.0]), 0.5),
+    "tiny": (1e-30 * np.eye(3), 1e-30),
+    "huge": (1e30 * np.ones((3, 3)), 1e29),
+    "subnormal": (1e-40 * np.eye(2), 1e-3),
+}
+
+
+@law(case=st.sampled_from(sorted(SINGULAR)), dtype=dtypes)
+def test_singular_factors_are_ordinary(backend, case, dtype):
+    m, damping = SINGULAR[case]
+    x, good, code = backend.numpy(inverse(backend, m, damping, in_dtype=dtype))
+    damped = m + damping * np.eye(len(m))
+    assert_close(x, np.linalg.inv(damped), dtype=dtype, kappa=100)
+    assert (bool(good), int(code)) == (True, 0)
+
+
+@law(seed=seeds, n=st.integers(2, 40), dtype=dtypes)
+def test_undamped_singular_factor_is_damped_at_the_floor(backend, seed, n, dtype):
+    """Rank one without damping: code 1, and the inverse of the floor-damped matrix."""
+    v = rng(seed).standard_normal(n)
+    m = np.outer(v, v)
+    x, _, code = backend.numpy(inverse(backend, m, 0.0, in_dtype=dtype))
+    assert int(code) == 1
+    floor = FLOOR * EPS[dtype] * np.trace(m)
+    kernel = np.linalg.svd(v[None, :])[2][1:]
+    gain = np.abs(kernel @ x @ kernel.T)
+    assert np.all(np.isfinite(x))
+    assert gain.max() <= 1.2 / floor
+
+
+def test_failed_float32_factorisation_is_repeated_in_float64():
+    """Code 2, through both ways of choosing, only for the matrix that failed."""
+
+    def fails_in_float32(m, *, xp):
+        bad = (xp.linalg.diagonal(m)[..., 0] > 0.9) & (m.dtype == xp.float32)
+        return xp.where(
+            bad[..., None, None], xp.asarray(np.nan, dtype=m.dtype), PURE.spd_inverse(m, xp=xp)
+        )
+
+    m = np.stack([np.diag([1.0, 0.5]), np.diag([0.25, 1.0])]).astype(np.float32)
+    for cond in (PURE.cond, EAGER.cond):
+        ops = Ops(spd_inverse=fails_in_float32, cond=cond)
+        x, good, code = inversion.damped_inverse(
+            m, 0.1, np.zeros_like(m), np.zeros(2, bool), dtype="float32", ops=ops
+        )
+        assert code.tolist() == [2, 0]
+        assert good.all()
+        assert x.dtype == np.float32
+        assert_close(x, np.linalg.inv(m + 0.1 * np.eye(2)), dtype="float32", kappa=10)
+
+
+def test_garbage_is_recognised_by_the_probe():
+    """A library that returns rubbish without a word (CuPy's default) is not believed."""
+    ops = Ops(spd_inverse=lambda m, *, xp: xp.full(m.shape, 3.0))
+    x, good, code = inversion.damped_inverse(
+        np.diag([1.0, 2.0]), 0.1, np.eye(2), np.asarray(False), ops=ops
+    )
+    assert (bool(good), int(code)) == (False, 4)
+    assert_close(x, np.eye(2))
+
+
+@law(seed=seeds, n=st.sampled_from([1, 4, 70]), dtype=dtypes)
+def test_eager_choice_equals_the_pure_twin(backend, seed, n, dtype):
+    if backend.variant in ("jit", "compile"):
+        return
+    m = spd(rng(seed), n, 100.0)
+    pure = inverse(backend, m, 0.1, in_dtype=dtype, dtype="float32", ops=PURE)
+    eager = inverse(backend, m, 0.1, in_dtype=dtype, dtype="float32", ops=EAGER)
+    for x, y in zip(backend.numpy(pure), backend.numpy(eager), strict=True):
+        assert np.array_equal(x, y)
+
+
+@law(seed=seeds, n=orders, log_condition=st.integers(0, 6), scale=scales, dtype=dtypes)
+def test_eigh_rebuilds_the_matrix(backend, seed, n, log_condition, scale, dtype):
+    m = scale * spd(rng(seed), n, 10.0**log_condition)
+    values, vectors, ok = backend.numpy(backend.call(inversion.safe_eigh, backend.array(m, dtype)))
+    assert bool(ok)
+    assert np.all(values >= 0)
+    assert_close((vectors * values) @ vectors.T, m, dtype=dtype, size=n)
+    assert_close(vectors.T @ vectors, np.eye(n), dtype=dtype, size=n)
+
+
+@law(case=st.sampled_from(sorted(BROKEN)[:-1]), dtype=dtypes)
+def test_eigh_of_a_non_finite_matrix_is_finite_and_not_ok(backend, case, dtype):
+    values, vectors, ok = backend.numpy(
+        backend.call(inversion.safe_eigh, backend.array(BROKEN[case], dtype))
+    )
+    assert np.isfinite(values).all()
+    assert np.isfinite(vectors).all()
+    assert bool(ok) == (case == "no damping, no factor")
+
+
+@law(seed=seeds, d=st.integers(1, 5), o=st.integers(1, 5), log_damping=st.integers(-6, 1))
+def test_factored_damping_exceeds_the_exact_by_a_psd_residual(backend, seed, d, o, log_damping):
+    """1.4: residual PSD, both of its terms of equal trace, no other pi gives a smaller trace."""
+    r = rng(seed)
+    A, G, damping = spd(r, d, 1e3) * 7.0, spd(r, o, 1e2) * 0.1, 10.0**log_damping
+    a, g = (
+        float(x)
+        for x in backend.numpy(
+            backend.call(
+                lambda A, G, *, xp: inversion.factored_damping(A, G, damping, xp=xp),
+                backend.array(A),
+                backend.array(G),
+            )
+        )
+    )
+    assert_close(a * g, damping)
+
+    def residual(a, g):
+        factored = np.kron(G + g * np.eye(o), A + a * np.eye(d))
+        return factored - (np.kron(G, A) + damping * np.eye(d * o))
+
+    rest = residual(a, g)
+    assert np.linalg.eigvalsh(rest).min() >= -1e-12 * np.trace(rest)
+    assert_close(a * d * np.trace(G), g * o * np.trace(A))
+    for other in (0.8, 1.25):
+        assert np.trace(residual(a * other, g / other)) > np.trace(rest)
+
+
+@law(seed=seeds, log_c=st.integers(-4, 4), log_damping=st.integers(-4, 0))
+def test_scale_split_changes_nothing(backend, seed, log_c, log_damping):
+    """1.2: (c A, G / c) gives the same damped product."""
+    r, c, damping = rng(seed), 10.0**log_c, 10.0**log_damping
+    A, G = spd(r, 3, 10.0), spd(r, 2, 10.0)
+
+    def product(A, G):
+        a, g = backend.numpy(
+            backend.call(
+                lambda A, G, *, xp: inversion.factored_damping(A, G, damping, xp=xp),
+                backend.array(A),
+                backend.array(G),
+            )
+        )
+        return np.kron(G + g * np.eye(2), A + a * np.eye(3))
+
+    assert_close(product(c * A, G / c), product(A, G))
+
+
+@law(zero=st.sampled_from(["A", "G", "both"]), damping=st.floats(1e-6, 1.0))
+def test_factored_damping_of_a_traceless_factor_is_the_exact_limit(backend, zero, damping):
+    A = np.zeros((2, 2)) if zero != "G" else np.eye(2)
+    G = np.zeros((2, 2)) if zero != "A" else np.eye(2)
+    a, g = backend.numpy(
+        backend.call(
+            lambda A, G, *, xp: inversion.factored_damping(A, G, damping, xp=xp),
+            backend.array(A),
+            backend.array(G),
+        )
+    )
+    assert_close([a, g], [damping**0.5] * 2)
+
+
+@law(seed=seeds, d=st.integers(1, 5), o=st.integers(1, 5), damping=st.floats(1e-4, 1.0))
+def test_kronecker_algebra_equals_the_dense(backend, seed, d, o, damping):
+    r = rng(seed)
+    A, G, V = spd(r, d, 1e3), spd(r, o, 1e2), r.standard_normal((o, d))
+    arrays = [backend.array(x) for x in (G, A, V)]
+    dense = np.kron(G, A)
+    product = backend.call(inversion.kronecker_product, *arrays)
+    assert_close(backend.numpy(product).reshape(-1), dense @ V.reshape(-1), size=d * o)
+    formed = backend.call(inversion.kronecker_dense, *arrays[:2])
+    assert_close(backend.numpy(formed), dense)
+    spectra = [backend.array(x) for m in (G, A) for x in np.linalg.eigh(m)]
+    solved = backend.call(
+        lambda g, qg, a, qa, v, *, xp: inversion.kronecker_solve_eigh(
+            (g, qg), (a, qa), v, damping, xp=xp
+        ),
+        *spectra,
+        arrays[2],
+    )
+    expected = np.linalg.solve(dense + damping * np.eye(d * o), V.reshape(-1))
+    assert_close(backend.numpy(solved).reshape(-1), expected, size=d * o, kappa=1 / damping)
+
+
+@law(seed=seeds, n=orders)
+def test_triangular_inverse(backend, seed, n):
+    lower = np.linalg.cholesky(spd(rng(seed), n, 1e3))
+    got = backend.numpy(backend.call(inversion.triangular_inverse, backend.array(lower)))
+    assert_close(lower @ got, np.eye(n), size=n, kappa=40)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "sentence"),
+    [
+        (
+            lambda: inversion.factored_damping(np.eye(2), np.eye(2), -1.0),
+            ValueError,
+            "damping is -1.0; expected a number >= 0",
+        ),
+        (
+            lambda: inversion.damped_inverse(np.eye(2), -1, np.eye(2), np.asarray(True)),
+            ValueError,
+            "damping is -1; expected",
+        ),
+        (
+            lambda: inversion.kronecker_dense(np.eye(2), [[1.0]]),
+            TypeError,
+            "A is a builtins list",
+        ),
+    ],
+)
+def test_wrong_arguments_get_one_clear_sentence(call, error, sentence):
+    with pytest.raises(error, match=sentence):
+        call()
+
+
+def test_float64_that_is_not_to_be_had_gets_one_clear_sentence():
+    import subprocess
+    import sys
+
+    script = (
+        "import jax.numpy as jnp\n"
+        "from ngd_core import inversion\n"
+        "try: inversion.solve_dtype('float64', like=jnp.ones(1), xp=jnp)\n"
+        "except ValueError as error: print(error)\n"
+        "print(inversion.solve_dtype(None, like=jnp.ones(1), xp=jnp))\n"
+    )
+    import os
+
+    env = os.environ | {"JAX_ENABLE_X64": "0"}
+    out = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert "this array library offers none on this device" in out
+    assert out.splitlines()[-1] == "float32"
