@@ -1,10 +1,11 @@
 """Sphinx configuration; `make docs` builds with warnings as errors."""
 
+import re
 from importlib.metadata import version as _version
 
 project = "ngd-core"
 author = "the ngd-core authors"
-copyright = f"2026, {author}"
+project_copyright = f"2026, {author}"
 release = _version("ngd-core")
 
 extensions = [
@@ -26,3 +27,23 @@ numpydoc_class_members_toctree = False
 
 html_theme = "furo"
 html_title = "ngd-core"
+
+
+def _escape_stars(app, what, name, obj, options, lines):
+    """Keep ``(*stack, n)`` in a parameter's type from starting an emphasis."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(``.*?``)", line)
+            parts[::2] = [re.sub(r"(?<=[(\s])\*(?=\w)", r"\\*", part) for part in parts[::2]]
+            lines[i] = "".join(parts)
+
+
+def _skip_fields(app, what, name, obj, skip, options):
+    """Leave out what Python says of a NamedTuple's fields; the class says it better."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
+
+
+def setup(app):
+    """Register the hooks with Sphinx."""
+    app.connect("autodoc-process-docstring", _escape_stars, priority=100)
+    app.connect("autodoc-skip-member", _skip_fields)
