@@ -425,6 +425,8 @@ def test_samples_invert_the_distribution_function():
     labels = ref.sample_targets("categorical", np.tile(logits, (6, 1)), noise)
     assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
     assert labels.dtype == np.int64
+    halves = ref.sample_targets("categorical", np.zeros((2, 2)), np.array([0.49, 0.5]))
+    assert_array_equal(halves, [0, 1])
     zeros = np.zeros((1, 3))
     assert_array_equal(
         ref.sample_targets("bernoulli", zeros, np.array([[0.0, 0.4999, 0.5]])), [[1.0, 1.0, 0.0]]
