@@ -105,7 +105,7 @@ def fold_windows(
 
 
 def patches(x: Array, geometry: Conv2dGeometry, *, xp: Namespace) -> Array:
-    """Rows that a convolution's kernel is multiplied with, one row an output position.
+    """Gather the rows that a convolution multiplies its kernel with, one an output position.
 
     A kernel of PyTorch layout ``(O, C / groups, kh, kw)``, flattened to
     ``(O, C / groups * kh * kw)``, gives the convolution's output as ``patches @ kernel.mT``; with
