@@ -6,34 +6,40 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from harness import EXAMPLES, Backend, dtypes, law, rng, seeds, tree_map
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ngd_core import Conv2dGeometry, nn, reference
+from ngd_core import Conv2dGeometry, LayerRecord, LayerSpec, nn, reference
 from ngd_core.factors.patches import fold, patches
 from ngd_core.testing.assertions import assert_close
 
 SMOOTH = (nn.Tanh(), nn.Sigmoid(), nn.GELU())
 ACTIVATIONS = (nn.ReLU(), *SMOOTH)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 NUMPY = Backend("numpy")
 close = partial(assert_close, size=64)
 
 # ------------------------------------------------------------------------------------ structure
 
 
+def some(*values):
+    """One of the values; Hypothesis tries the first one first, so that is a telling one."""
+    return st.sampled_from(values)
+
+
 @st.composite
 def geometries(draw):
     """A kernel with every option, and an input at least as large as it."""
-    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
-    kernel, stride, dilation = draw(pair), draw(pair), draw(pair)
-    edge = st.tuples(st.integers(0, 2), st.integers(0, 2))
-    padding = draw(st.one_of(st.sampled_from(["valid", "same"]), st.tuples(edge, edge)))
-    groups = draw(st.integers(1, 3))
-    size = tuple(
-        d * (k - 1) + 1 + draw(st.integers(0, 4)) for k, d in zip(kernel, dilation, strict=True)
-    )
-    return Conv2dGeometry(kernel, stride, dilation, padding, groups), size
+    kernel = draw(some(2, 3, 1)), draw(some(3, 2, 1))
+    stride = draw(some(2, 1, 3)), draw(some(1, 2, 3))
+    dilation = draw(some(1, 2, 3)), draw(some(2, 1, 3))
+    pads = st.tuples(some(0, 1, 2), some(2, 1, 0)), st.tuples(some(1, 0, 2), some(0, 1, 2))
+    padding = draw(st.one_of(st.tuples(*pads), some("same", "valid")))
+    least = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    size = least[0] + draw(some(3, 0, 1, 2, 4)), least[1] + draw(some(2, 0, 1, 3, 4))
+    return Conv2dGeometry(kernel, stride, dilation, padding, draw(some(2, 1, 3))), size
 
 
 def conv(name, c_in, c_out, geometry, bias=True):
@@ -44,46 +50,37 @@ def conv(name, c_in, c_out, geometry, bias=True):
 
 @st.composite
 def image_models(draw, smooth=False):
-    """Convolutions, pools, a residual branch and a head; with the input's shape."""
+    """Convolution, pool, a residual branch and a head; with the input's shape."""
     geometry, size = draw(geometries())
-    c_in = geometry.groups * draw(st.integers(1, 2))
-    c_mid = geometry.groups * draw(st.integers(1, 2))
+    act, pools = (SMOOTH, POOLS[1:]) if smooth else (ACTIVATIONS, POOLS)
+    c_in, c_mid = geometry.groups * draw(some(2, 1)), geometry.groups * draw(some(2, 1))
     height, width = geometry.output_size(*size)
-    layers = [conv("first", c_in, c_mid, geometry, draw(st.booleans()))]
-    act = st.sampled_from(SMOOTH if smooth else ACTIVATIONS)
-    layers.append(draw(act))
-    if draw(st.booleans()):
-        pool = nn.AvgPool2d if smooth else draw(st.sampled_from((nn.MaxPool2d, nn.AvgPool2d)))
-        window = draw(st.integers(1, min(height, 3))), draw(st.integers(1, min(width, 3)))
-        stride = draw(st.one_of(st.none(), st.integers(1, 2)))
-        layers.append(pool(window, stride))
-        height, width = layers[-1].geometry.output_size(height, width)
-    if draw(st.booleans()):
-        inner = nn.Conv2d("inner", c_mid, c_mid, (3, 2), padding="same")
-        layers.append(nn.Residual(nn.Sequential(inner, draw(act))))
-    if draw(st.booleans()):
-        layers += [nn.GlobalAvgPool2d(), nn.Dense("head", c_mid, 2)]
-    else:
-        features = c_mid * height * width
-        layers += [nn.Flatten(), nn.LayerNorm("norm", features, 0.1), nn.Dense("head", features, 3)]
-    return nn.Sequential(*layers), (c_in, *size)
+    window = min(height, draw(some(2, 1, 3))), min(width, draw(some(3, 2, 1)))
+    pool = draw(some(*pools))(window, draw(some(1, None, 2)))
+    height, width = pool.geometry.output_size(height, width)
+    branch = nn.Conv2d("inner", c_mid, c_mid, (2, 1), padding="same"), draw(some(*act))
+    features = c_mid * height * width
+    heads = (
+        (nn.Flatten(), nn.LayerNorm("norm", features, 0.1), nn.Dense("head", features, 3)),
+        (nn.GlobalAvgPool2d(), nn.Dense("head", c_mid, 2)),
+    )
+    first = conv("first", c_in, c_mid, geometry, draw(some(True, False)))
+    body = first, draw(some(*act)), pool, nn.Residual(nn.Sequential(*branch))
+    return nn.Sequential(nn.Sequential(*body), *draw(some(*heads))), (c_in, *size)
 
 
 @st.composite
 def dense_models(draw, smooth=False):
     """Affine maps with up to two axes of positions, nested chains; with the input's shape."""
-    positions = draw(st.lists(st.integers(1, 3), max_size=2))
-    f_in, f = draw(st.integers(1, 4)), draw(st.integers(3, 5))
-    act = st.sampled_from(SMOOTH if smooth else ACTIVATIONS)
+    positions, f_in, f = draw(some((2,), (), (3, 2))), draw(some(2, 4, 1)), draw(some(4, 3, 5))
+    act = some(*(SMOOTH if smooth else ACTIVATIONS))
     branch = nn.Sequential(nn.LayerNorm("norm", f, 0.1), nn.Dense("inner", f, f), draw(act))
-    layers = [nn.Dense("first", f_in, f, bias=draw(st.booleans())), draw(act), nn.Residual(branch)]
-    tail = nn.Sequential(nn.Flatten(), draw(act)) if draw(st.booleans()) else draw(act)
-    return nn.Sequential(nn.Sequential(*layers), tail), (*positions, f_in)
-
-
-models = st.one_of(image_models(), dense_models())
-smooth_models = st.one_of(image_models(smooth=True), dense_models(smooth=True))
-batches = st.integers(1, 3)
+    first = nn.Dense("first", f_in, f, bias=draw(some(True, False)))
+    body = first, draw(act), nn.Residual(branch), nn.Residual(draw(act))
+    return nn.Sequential(nn.Sequential(*body), draw(some(nn.Flatten(), nn.ReLU()))), (
+        *positions,
+        f_in,
+    )
 
 
 def data(model, shape, n, seed, dtype="float64"):
@@ -262,7 +259,7 @@ def oracle_layers(layer, inputs):
 # --------------------------------------------------------------------------------------- patches
 
 
-@law(case=geometries(), n=batches, width=st.integers(1, 2), dtype=dtypes, seed=seeds)
+@law(case=geometries(), n=some(3, 2, 1), width=some(2, 1), dtype=dtypes, seed=seeds)
 def test_patches_times_the_flat_kernel_is_the_convolution(backend, case, n, width, dtype, seed):
     import torch
 
@@ -285,8 +282,8 @@ def test_patches_times_the_flat_kernel_is_the_convolution(backend, case, n, widt
 
 @law(
     case=geometries(),
-    lead=st.lists(st.integers(1, 3), max_size=2),
-    width=st.integers(1, 2),
+    lead=some((2,), (), (1, 3)),
+    width=some(2, 1),
     dtype=dtypes,
     seed=seeds,
 )
@@ -333,9 +330,24 @@ def mean_gradient(spec, record):
     return (np.einsum("mntgo,gntd->god", g, a) / n).reshape(spec.block_shape)
 
 
-@law(case=models, n=batches, m=st.integers(0, 3), dtype=dtypes, seed=seeds)
-def test_passes_equal_torch_autograd_and_the_oracle(backend, case, n, m, dtype, seed):
-    """One forward and one backward pass, the latter with m vectors (0: without that axis)."""
+batches = {"n": some(3, 2, 1), "dtype": dtypes, "seed": seeds}
+
+
+@law(case=image_models(), m=some(2, 0, 1), **batches)
+def test_passes_of_image_models(backend, case, m, n, dtype, seed):
+    compare_passes(backend, case, m, n, dtype, seed)
+
+
+@law(case=dense_models(), m=some(0, 2, 1), **batches)
+def test_passes_of_dense_models(backend, case, m, n, dtype, seed):
+    compare_passes(backend, case, m, n, dtype, seed)
+
+
+def compare_passes(backend, case, m, n, dtype, seed):
+    """A forward pass and a backward pass of m vectors (0: one without the axis M).
+
+    Outputs, gradients, records and input gradients against torch, the oracle and each other.
+    """
     import torch
 
     model, shape = case
@@ -432,6 +444,10 @@ def compare_with_oracle(model, params, x, g, result, draw, dtype):
     close(got, reference.jacobian(loss, np.zeros(4)), dtype=dtype, scale=max(scale, 1e-3))
 
 
+def models(**options):
+    return st.one_of(image_models(**options), dense_models(**options))
+
+
 def numpy_law(examples, **strategies):
     """A law on NumPy alone, with so many examples."""
     return lambda f: settings(
@@ -439,7 +455,7 @@ def numpy_law(examples, **strategies):
     )(given(**strategies)(f))
 
 
-@numpy_law(EXAMPLES, case=smooth_models, n=batches, seed=seeds)
+@numpy_law(EXAMPLES, case=models(smooth=True), n=some(3, 2, 1), seed=seeds)
 def test_backward_equals_central_differences(case, n, seed):
     model, shape = case
     params, x, draw = data(model, shape, n, seed)
@@ -459,7 +475,7 @@ def test_backward_equals_central_differences(case, n, seed):
     assert_close((loss(h) - loss(-h)) / (2 * h), slope, kappa=1e6, scale=size)
 
 
-@numpy_law(max(2, EXAMPLES // 6), case=models, n=batches, seed=seeds)
+@numpy_law(max(2, EXAMPLES // 6), case=models(), n=some(3, 2, 1), seed=seeds)
 def test_backward_equals_jax_grad(case, n, seed):
     import jax
 
@@ -479,3 +495,200 @@ def test_backward_equals_jax_grad(case, n, seed):
     close(result.input, by_x, scale=max(np.abs(by_x).max(), 1e-3))
     for name, wanted in by_params.items():
         close(n * result.grads[name], wanted, scale=max(np.abs(wanted).max(), 1e-3))
+
+
+# ------------------------------------------------------------------------------- single statements
+
+
+def first_params(model, seed=0):
+    return data(model, (), 1, seed)[0]
+
+
+def one_of_each(groups=1):
+    """A model with every parametric layer, nested."""
+    branch = nn.Sequential(nn.Conv2d("b", 4, 4, 3, padding=1, groups=groups), nn.Tanh())
+    head = nn.Sequential(nn.LayerNorm("n", 4), nn.Dense("d", 4, 2, bias=False, sharing="reduce"))
+    return nn.Sequential(
+        nn.Conv2d("a", 2, 4, 2), nn.Residual(branch), nn.Sequential(nn.GlobalAvgPool2d(), head)
+    )
+
+
+def test_specs_and_shapes_follow_the_order_of_the_layers():
+    model = one_of_each(groups=2)
+    assert nn.specs(model) == (
+        LayerSpec("a", "conv2d", 2, 4, geometry=Conv2dGeometry(2)),
+        LayerSpec("b", "conv2d", 4, 4, geometry=Conv2dGeometry(3, padding=1, groups=2)),
+        LayerSpec("d", "dense", 4, 2, bias=False, sharing="reduce"),
+    )
+    assert nn.shapes(model) == {"a": (4, 9), "b": (2, 2, 19), "n": (4, 2), "d": (2, 4)}
+    assert hash(model) == hash(one_of_each(groups=2))
+    assert model != one_of_each()
+
+
+@law(dtype=dtypes, gain=some(2**0.5, 1.0), seed=seeds)
+def test_initial_weights_are_he_uniform(backend, dtype, gain, seed):
+    model = one_of_each(groups=2)
+    u = {name: rng(seed).random(shape) for name, shape in nn.shapes(model).items()}
+    got = backend.call(partial(nn.init, model, gain=gain), backend.tree(u, dtype))
+    assert {str(block.dtype).rpartition(".")[2] for block in got.values()} == {dtype}
+    got = backend.numpy(got)
+    for name, fan_in in (("a", 2 * 4), ("b", 2 * 9)):
+        assert_close(
+            got[name][..., :-1],
+            (2 * u[name] - 1)[..., :-1] * gain * (3 / fan_in) ** 0.5,
+            dtype=dtype,
+        )
+        np.testing.assert_array_equal(got[name][..., -1], 0)
+    assert_close(got["d"], (2 * u["d"] - 1) * gain * (3 / 4) ** 0.5, dtype=dtype)
+    np.testing.assert_array_equal(got["n"], [[1, 0]] * 4)
+
+
+def test_initial_weights_keep_the_second_moment_through_relu():
+    """He et al. (2015): with gain sqrt(2), E[x^2] of ReLU layers neither grows nor vanishes."""
+    layers = [part for i in range(8) for part in (nn.Dense(f"{i}", 256, 256), nn.ReLU())]
+    model, r = nn.Sequential(*layers), rng(0)
+    params = nn.init(model, {name: r.random(s) for name, s in nn.shapes(model).items()})
+    x = np.maximum(r.standard_normal((64, 256)), 0)
+    ratio = np.mean(nn.predict(model, params, x) ** 2) / np.mean(x**2)
+    assert 0.5 < ratio < 2
+
+
+def test_without_parameters_there_is_nothing_to_initialise():
+    assert nn.init(nn.Sequential(nn.ReLU()), {}) == {}
+    assert nn.specs(nn.Tanh()) == ()
+
+
+@pytest.mark.parametrize("library", ["numpy", "strict", "torch", "jax"])
+def test_the_namespace_is_found_from_the_arrays(library):
+    backend, model = Backend(library), one_of_each()
+    params, x, draw = data(model, (2, 3, 3), 3, 0)
+    params, x, g = backend.tree((params, x, draw((3, 2))))
+    outputs, tape = nn.forward(model, params, x)
+    result = nn.backward(model, params, tape, g, grads=False)
+    assert result.grads == {}
+    assert list(result.records) == list(nn.specs(model))
+    assert result.input.shape == (3, 2, 3, 3)
+    np.testing.assert_array_equal(
+        backend.numpy(nn.predict(model, params, x)), backend.numpy(outputs)
+    )
+
+
+def test_layers_alone_are_models():
+    model, x = nn.Dense("d", 3, 2), np.ones((4, 3))
+    params = first_params(model)
+    outputs, tape = nn.forward(model, params, x)
+    result = nn.backward(model, params, tape, outputs)
+    assert_close(outputs, x @ params["d"][:, :-1].T + params["d"][:, -1])
+    assert isinstance(result.records[model.spec], LayerRecord)
+
+
+@law(dtype=dtypes)
+def test_ties_in_a_window_go_to_the_first_in_row_major_order(backend, dtype):
+    model, x = nn.MaxPool2d(2), np.array([[[[1.0, 3.0], [3.0, 3.0]]]])
+    _, _, result = run(backend, model, *backend.tree(({}, x, np.full((1, 1, 1, 1), 5.0)), dtype))
+    np.testing.assert_array_equal(backend.numpy(result.input), [[[[0, 5], [0, 0]]]])
+
+
+@law(layer=some(nn.Sigmoid(), nn.Tanh(), nn.ReLU()), dtype=dtypes)
+def test_activations_are_finite_at_large_inputs(backend, layer, dtype):
+    """Without a floating-point warning on the way, which the test run turns into an error."""
+    x = np.array([[-1e30, -100.0, 0.0, 100.0, 1e30]])
+    outputs, _, result = run(backend, layer, *backend.tree(({}, x, np.ones_like(x)), dtype))
+    wanted = {
+        nn.Sigmoid: ([0, np.exp(-100.0), 0.5, 1, 1], [0, np.exp(-100.0), 0.25, 0, 0]),
+        nn.Tanh: ([-1, -1, 0, 1, 1], [0, 0, 1, 0, 0]),
+        nn.ReLU: ([0, 0, 0, 100, 1e30], [0, 0, 0, 1, 1]),
+    }[type(layer)]
+    np.testing.assert_allclose(backend.numpy(outputs)[0], wanted[0], rtol=1e-5, atol=1e-40)
+    np.testing.assert_allclose(backend.numpy(result.input)[0], wanted[1], rtol=1e-5, atol=1e-40)
+
+
+def test_nan_is_not_hidden():
+    x = np.array([[np.nan, 1.0]])
+    for layer in ACTIVATIONS:
+        assert np.isnan(nn.predict(layer, {}, x)[0, 0])
+    assert np.isnan(nn.predict(nn.MaxPool2d((1, 2)), {}, x[None, None])).all()
+
+
+def test_gelu_is_close_to_its_exact_form():
+    from math import erf
+
+    x = np.linspace(-6, 6, 1001)
+    exact = x * (1 + np.array([erf(v / 2**0.5) for v in x])) / 2
+    assert np.max(np.abs(nn.predict(nn.GELU(), {}, x[None, :])[0] - exact)) < 5e-4
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+DENSE = nn.Dense("fc", 3, 2)
+
+
+def call_forward(model, x, **changed):
+    params = {**first_params(model), **changed}
+    return nn.forward(model, {k: v for k, v in params.items() if v is not None}, x)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (DENSE, (4, 5), r"Layer 'fc' got an input of shape \(4, 5\); expected \(N, \.\.\., 3\)"),
+        (DENSE, (3,), r"Layer 'fc' got an input of shape \(3,\)"),
+        (nn.Conv2d("c", 2, 2, 3), (4, 3, 5, 5), r"Layer 'c' got .*\(N, 2, height, width\)"),
+        (nn.Conv2d("c", 2, 2, 3), (2, 5, 5), r"Layer 'c' got an input of shape \(2, 5, 5\)"),
+        (nn.Conv2d("c", 2, 2, 3), (1, 2, 2, 5), r"smaller than the kernel"),
+        (nn.LayerNorm("ln", 3), (4, 2), r"Layer 'ln' got .*\(N, \.\.\., 3\)"),
+        (nn.MaxPool2d(2), (4, 4), r"MaxPool2d got .*\(N, channels, height, width\)"),
+        (nn.AvgPool2d(2), (4, 4, 4), r"AvgPool2d got an input of shape \(4, 4, 4\)"),
+        (nn.GlobalAvgPool2d(), (4, 4), r"GlobalAvgPool2d got an input of shape \(4, 4\)"),
+        (nn.Residual(DENSE), (4, 3), r"Residual got .*\(4, 3\) and its inner layer gave \(4, 2\)"),
+    ],
+)
+def test_an_input_that_does_not_fit_names_the_layer(model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        call_forward(model, np.ones(shape))
+
+
+def test_wrong_parameters_are_named():
+    x = np.ones((4, 3))
+    with pytest.raises(ValueError, match=r"params has no block 'fc'; expected .* each of 'fc'"):
+        call_forward(DENSE, x, fc=None)
+    with pytest.raises(ValueError, match=r"params\['fc'\] has shape \(2, 3\); expected \(2, 4\)"):
+        call_forward(DENSE, x, fc=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"uniforms\['fc'\] has shape \(2,\); expected \(2, 4\)"):
+        nn.init(DENSE, {"fc": np.ones(2)})
+
+
+def test_arrays_must_be_floating_and_of_one_library_and_dtype():
+    import torch
+
+    with pytest.raises(TypeError, match=r"x has dtype int64; expected a real floating dtype"):
+        call_forward(DENSE, np.ones((4, 3), dtype=np.int64))
+    with pytest.raises(TypeError, match=r"several libraries were mixed: x is a torch Tensor"):
+        call_forward(DENSE, torch.ones(4, 3))
+    with pytest.raises(TypeError, match=r"x has dtype float32 and params\['fc'\] float64"):
+        call_forward(DENSE, np.ones((4, 3), np.float32))
+    with pytest.raises(TypeError, match=r"x is a builtins list"):
+        call_forward(DENSE, [[1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2,), (1, 1, 4, 2), (2, 3, 2), (4, 2, 1)])
+def test_output_gradients_have_the_shape_of_the_outputs(shape):
+    params = first_params(DENSE)
+    _, tape = nn.forward(DENSE, params, np.ones((4, 3)))
+    with pytest.raises(
+        ValueError, match=r"g has shape .*; expected \(4, 2\), the shape of the out"
+    ):
+        nn.backward(DENSE, params, tape, np.ones(shape))
+
+
+def test_models_that_cannot_be_are_refused_when_made():
+    with pytest.raises(ValueError, match=r"layer names 'fc' occur more than once"):
+        nn.Sequential(DENSE, nn.Residual(nn.Sequential(nn.ReLU(), nn.LayerNorm("fc", 2))))
+    with pytest.raises(TypeError, match=r"Sequential got \[Dense.*each an argument of its own"):
+        nn.Sequential([DENSE])
+    with pytest.raises(TypeError, match=r"Residual got <class .*ReLU'>; expected layers such as"):
+        nn.Residual(nn.ReLU)
+    with pytest.raises(ValueError, match=r"groups must divide"):
+        nn.Conv2d("c", 3, 4, 3, groups=2)
+    with pytest.raises(ValueError, match=r"kernel_size is 0"):
+        nn.MaxPool2d(0)
