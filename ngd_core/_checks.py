@@ -87,21 +87,21 @@ def _number(name: str, value: Scalar, ok: bool, wanted: str) -> None:
 def nonnegative(**values: Scalar) -> None:
     """Reject negative and NaN Python numbers; arrays are not looked into."""
     for name, value in values.items():
-        if isinstance(value, (int, float)):
+        if type(value) in (int, float):
             _number(name, value, value >= 0, "a number >= 0")
 
 
 def positive(**values: Scalar) -> None:
     """Reject Python numbers that are not above zero; arrays are not looked into."""
     for name, value in values.items():
-        if isinstance(value, (int, float)):
+        if type(value) in (int, float):
             _number(name, value, value > 0, "a number > 0")
 
 
 def unit_interval(**values: Scalar) -> None:
     """Reject Python numbers outside ``[0, 1]``; arrays are not looked into."""
     for name, value in values.items():
-        if isinstance(value, (int, float)):
+        if type(value) in (int, float):
             _number(name, value, 0 <= value <= 1, "a number between 0 and 1")
 
 

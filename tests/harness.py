@@ -145,9 +145,9 @@ BACKENDS = [
     Backend("strict", 0.5),
     Backend("strict:device1", 0.25),
     Backend("torch", 0.5),
-    Backend("torch:compile", 0.1),
-    Backend("jax", 0.2),
-    Backend("jax:jit", 0.15),
+    Backend("torch:compile", 0.08),
+    Backend("jax", 0.15),
+    Backend("jax:jit", 0.08),
 ]
 GPU_BACKENDS = [_gpu(Backend("cupy"), "cupy"), _gpu(Backend("torch:cuda", 0.5), "torch")]
 

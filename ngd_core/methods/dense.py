@@ -290,7 +290,7 @@ def _init_block(span: tuple[LayerSpec, ...], like: Array, *, xp: Namespace) -> D
     p = _size(span)
     return DenseBlock(
         fisher=_xp.zeros((p, p), like=like, xp=xp),
-        weight=like,
+        weight=_xp.zeros((), like=like, xp=xp),
         rejected=_xp.zeros((), like=like, dtype=xp.int32, xp=xp),
         inverse=_xp.eye(p, like=like, xp=xp),
         good=_xp.zeros((), like=like, dtype=xp.bool, xp=xp),

@@ -207,18 +207,18 @@ class KFAC:
             return _xp.eye(n, like=like, xp=xp) + _xp.zeros((*spec.stack, n, n), like=like, xp=xp)
 
         d, o = spec.columns, spec.rows
-        bad = _xp.zeros(spec.stack, like=like, dtype=xp.bool, xp=xp)
+        bad = [_xp.zeros(spec.stack, like=like, dtype=xp.bool, xp=xp) for _ in range(2)]
         inverse: PiInverse | ExactInverse
         if self.damping_split == "pi":
-            inverse = PiInverse(identity(d), identity(o), bad, bad)
+            inverse = PiInverse(identity(d), identity(o), *bad)
         else:
             ones = [_xp.ones((*spec.stack, n), like=like, xp=xp) for n in (d, o)]
             none = _xp.zeros(spec.stack, like=like, xp=xp)
-            inverse = ExactInverse(ones[0], identity(d), ones[1], identity(o), none, bad)
+            inverse = ExactInverse(ones[0], identity(d), ones[1], identity(o), none, bad[0])
         return KFACLayer(
             a=_xp.zeros((*spec.stack, d, d), like=like, xp=xp),
             g=_xp.zeros((*spec.stack, o, o), like=like, xp=xp),
-            weight=like,
+            weight=_xp.zeros((), like=like, xp=xp),
             rejected=_xp.zeros((), like=like, dtype=xp.int32, xp=xp),
             inverse=inverse,
         )

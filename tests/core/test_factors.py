@@ -192,9 +192,7 @@ def test_average_is_the_bias_corrected_ema_over_examples(backend, seed, counts, 
 def test_half_precision_records_give_float32_factors():
     spec = LayerSpec("fc", "dense", 3, 2)
     a, g = rng(0).standard_normal((4, 3)), rng(1).standard_normal((4, 2))
-    A, G = factors.kronecker_factors(
-        spec, LayerRecord(a.astype(np.float16), g.astype(np.float16))
-    )
+    A, G = factors.kronecker_factors(spec, LayerRecord(a.astype(np.float16), g.astype(np.float16)))
     assert A.dtype == G.dtype == np.float32
     assert_close(A, reference.kronecker_factors(a[:, None], g[None, :, None])[0], dtype="float16")
 
@@ -214,7 +212,13 @@ CONV = LayerSpec("conv", "conv2d", 3, 2, geometry=Conv2dGeometry(3))
         (FC, np.ones((0, 3)), np.ones((0, 2)), ValueError, "batch is empty"),
         (CONV, np.ones((4, 3)), np.ones((4, 2)), ValueError, "expected 4 axes"),
         (CONV, np.ones((4, 3, 2, 2)), np.ones((4, 2, 1, 1)), ValueError, "smaller than the kernel"),
-        (CONV, np.ones((4, 3, 5, 5)), np.ones((4, 2, 5, 5)), ValueError, r"expected \(4, 2, 3, 3\)"),
+        (
+            CONV,
+            np.ones((4, 3, 5, 5)),
+            np.ones((4, 2, 5, 5)),
+            ValueError,
+            r"expected \(4, 2, 3, 3\)",
+        ),
     ],
 )
 def test_wrong_records_get_one_clear_sentence(spec, a, g, error, sentence):
@@ -233,7 +237,10 @@ def test_mixed_libraries_get_one_clear_sentence():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: LayerSpec("fc", "lstm", 1, 1), "kind is 'lstm'; expected one of 'dense', 'conv2d'"),
+        (
+            lambda: LayerSpec("fc", "lstm", 1, 1),
+            "kind is 'lstm'; expected one of 'dense', 'conv2d'",
+        ),
         (lambda: LayerSpec("fc", "dense", 1, 1, sharing="sum"), "sharing is 'sum'"),
         (lambda: LayerSpec("c", "conv2d", 1, 1), "a convolution needs one"),
         (
@@ -244,7 +251,10 @@ def test_mixed_libraries_get_one_clear_sentence():
         (lambda: Conv2dGeometry(3, padding="full"), "padding is 'full'"),
         (lambda: Conv2dGeometry(3, padding=-1), "padding is -1"),
         (lambda: factors.join(FC, np.ones((2, 3))), "has bias=True, but bias is NoneType"),
-        (lambda: factors.split(FC, np.ones((2, 3))), r"block has shape \(2, 3\); expected \(2, 4\)"),
+        (
+            lambda: factors.split(FC, np.ones((2, 3))),
+            r"block has shape \(2, 3\); expected \(2, 4\)",
+        ),
         (
             lambda: factors.average(np.ones(1), np.ones(()), np.ones(1), 1, 1.5),
             "decay is 1.5; expected a number between 0 and 1",
