@@ -103,11 +103,18 @@ def _one_hot(targets: Array, outputs: Array, *, xp: Namespace) -> Array:
     return _xp.astype(targets[..., None] == classes, outputs.dtype, xp=xp)
 
 
+def _broadcasts(targets: tuple[int, ...], outputs: tuple[int, ...]) -> bool:
+    """Equal shapes, or several samples of targets for one set of outputs."""
+    return tuple(targets) == tuple(outputs) or (
+        len(targets) == len(outputs) and outputs[0] == 1 and targets[1:] == outputs[1:]
+    )
+
+
 def _labels(targets: Array, outputs: Array, xp: Namespace) -> None:
     if not xp.isdtype(targets.dtype, "integral"):
         msg = f"targets have dtype {targets.dtype}; categorical targets are integer class labels."
         raise TypeError(msg)
-    if targets.ndim != outputs.ndim - 1:
+    if not _broadcasts(targets.shape, outputs.shape[:-1]):
         msg = (
             f"targets have shape {tuple(targets.shape)} for outputs of shape "
             f"{tuple(outputs.shape)}; expected one label where the outputs have a row of logits."
@@ -150,7 +157,7 @@ def _sigmoid(x: Array, *, xp: Namespace) -> Array:
 
 
 def _same_shape(outputs: Array, targets: Array) -> None:
-    if targets.ndim != outputs.ndim or targets.shape[1:] != outputs.shape[1:]:
+    if not _broadcasts(targets.shape, outputs.shape):
         msg = (
             f"targets have shape {tuple(targets.shape)}; expected that of the outputs, "
             f"{tuple(outputs.shape)}."
@@ -330,8 +337,12 @@ def fisher_vectors(
     xp = _checks.common_namespace(xp, outputs=outputs)
     if kind == "exact":
         return likelihood.hessian_root(outputs, xp=xp)
-    if kind == "empirical":
+    if noise is None:
         return likelihood.gradient(outputs, targets, xp=xp)[None, ...]
+    one = likelihood.noise_shape(outputs)
+    if tuple(noise.shape[1:]) != one:
+        msg = f"noise has shape {tuple(noise.shape)}; expected (samples, *{one})."
+        raise ValueError(msg)
     samples = likelihood.sample(outputs[None, ...], noise, xp=xp)
     gradients = likelihood.gradient(outputs[None, ...], samples, xp=xp)
     return gradients / samples.shape[0] ** 0.5

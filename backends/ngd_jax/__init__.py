@@ -1,1 +1,5 @@
-"""Binding of the core to jax."""
+"""Binding of the core to JAX: so far its native operations."""
+
+from ngd_jax._ops import NATIVE
+
+__all__ = ["NATIVE"]

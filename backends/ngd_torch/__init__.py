@@ -1,1 +1,5 @@
-"""Binding of the core to torch."""
+"""Binding of the core to PyTorch: so far its native operations."""
+
+from ngd_torch._ops import NATIVE
+
+__all__ = ["NATIVE"]

@@ -89,6 +89,9 @@ def kl_clip_scale(
     0.05
     """
     _checks.positive(clip=clip)
+    if not info:
+        msg = "info is empty; pass what a method's direction returned."
+        raise ValueError(msg)
     inner = [layer.measures["inner"] for layer in info.values()]
     total = inner[0]
     for part in inner[1:]:

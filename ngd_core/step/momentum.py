@@ -34,7 +34,17 @@ class AdamState(NamedTuple):
 
 
 def _namespace(xp: Namespace | None, name: str, arrays: Mapping[Any, Array]) -> Namespace:
+    if not arrays:
+        msg = f"{name} is empty; expected at least one array."
+        raise ValueError(msg)
     return _checks.common_namespace(xp, **{f"{name} {key}": x for key, x in arrays.items()})
+
+
+def _entries(name: str, got: Mapping[Any, Array], known: Mapping[Any, Array], what: str) -> None:
+    for key in got:
+        if key not in known:
+            msg = f"{name} {key!r} has no entry in the {what}; both come from the same parameters."
+            raise ValueError(msg)
 
 
 def momentum_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -> dict[Key, Array]:
@@ -102,6 +112,7 @@ def momentum(
     ({'w': array([1.5])}, {'w': array([1.5])})
     """
     _checks.unit_interval(decay=decay)
+    _entries("direction", directions, velocity, "velocity")
     moved = {key: decay * velocity[key] + d for key, d in directions.items()}
     if not nesterov:
         return moved, moved
@@ -129,6 +140,7 @@ def sgd(params: Mapping[Key, Array], steps: Mapping[Key, Array], lr: Scalar) -> 
     >>> sgd({"w": np.ones(1)}, {"w": np.ones(1)}, 0.25)
     {'w': array([0.75])}
     """
+    _entries("step", steps, params, "parameters")
     return {key: p - lr * steps[key] if key in steps else p for key, p in params.items()}
 
 
@@ -196,6 +208,7 @@ def adam(
     array([1.])
     """
     xp = _namespace(xp, "gradient", grads)
+    _entries("gradient", grads, state.first, "state")
     one, two = betas
     count = state.count + 1
     first = {key: one * state.first[key] + (1 - one) * g for key, g in grads.items()}
