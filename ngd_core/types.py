@@ -99,6 +99,16 @@ class Conv2dGeometry:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; their product is the number of positions T.
 
+        Parameters
+        ----------
+        height, width : int
+            Size of the input.
+
+        Returns
+        -------
+        tuple of int
+            Output height and width.
+
         Raises
         ------
         ValueError

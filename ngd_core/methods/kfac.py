@@ -16,64 +16,17 @@ from ngd_core._typing import Array, Namespace
 from ngd_core.factors import average, kronecker_factors
 from ngd_core.inversion import (
     PURE,
+    ExactInverse,
     Ops,
-    damped_inverse,
-    factored_damping,
-    fallback_code,
-    kronecker_product,
-    kronecker_solve_eigh,
-    safe_eigh,
+    PiInverse,
+    apply_inverse,
+    identity_inverse,
+    refresh_inverse,
 )
 from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
-from ngd_core.types import IDENTITY, OK, RAISED, Hyper, Info, LayerRecord, LayerSpec
+from ngd_core.types import IDENTITY, OK, Hyper, Info, LayerRecord, LayerSpec
 
-__all__ = ["KFAC", "ExactInverse", "KFACLayer", "KFACState", "PiInverse"]
-
-
-class PiInverse(NamedTuple):
-    """Inverses of the separately damped factors, and whether they are good.
-
-    Parameters
-    ----------
-    a : array, shape (*stack, columns, columns)
-        ``(A + pi sqrt(lambda) I)^-1``, the identity before the first refresh.
-    g : array, shape (*stack, rows, rows)
-        ``(G + sqrt(lambda) / pi I)^-1``, likewise.
-    good_a, good_g : array of bool, shape (*stack)
-        Whether each was once computed.
-    """
-
-    a: Array
-    g: Array
-    good_a: Array
-    good_g: Array
-
-
-class ExactInverse(NamedTuple):
-    """Eigendecompositions of the factors and the damping of their product.
-
-    Parameters
-    ----------
-    a_values : array, shape (*stack, columns)
-        Eigenvalues of A.
-    a_vectors : array, shape (*stack, columns, columns)
-        Eigenvectors of A, in the columns.
-    g_values : array, shape (*stack, rows)
-        Eigenvalues of G.
-    g_vectors : array, shape (*stack, rows, rows)
-        Eigenvectors of G, in the columns.
-    damping : array, shape (*stack)
-        ``lambda`` in force.
-    good : array of bool, shape (*stack)
-        Whether they were once computed.
-    """
-
-    a_values: Array
-    a_vectors: Array
-    g_values: Array
-    g_vectors: Array
-    damping: Array
-    good: Array
+__all__ = ["KFAC", "KFACLayer", "KFACState"]
 
 
 class KFACLayer(NamedTuple):
@@ -203,24 +156,13 @@ class KFAC:
         return KFACState({spec: self._init_layer(spec, like, xp=xp) for spec in check_specs(specs)})
 
     def _init_layer(self, spec: LayerSpec, like: Array, *, xp: Namespace) -> KFACLayer:
-        def identity(n: int) -> Array:
-            return _xp.eye(n, like=like, xp=xp) + _xp.zeros((*spec.stack, n, n), like=like, xp=xp)
-
         d, o = spec.columns, spec.rows
-        bad = [_xp.zeros(spec.stack, like=like, dtype=xp.bool, xp=xp) for _ in range(2)]
-        inverse: PiInverse | ExactInverse
-        if self.damping_split == "pi":
-            inverse = PiInverse(identity(d), identity(o), *bad)
-        else:
-            ones = [_xp.ones((*spec.stack, n), like=like, xp=xp) for n in (d, o)]
-            none = _xp.zeros(spec.stack, like=like, xp=xp)
-            inverse = ExactInverse(ones[0], identity(d), ones[1], identity(o), none, bad[0])
         return KFACLayer(
             a=_xp.zeros((*spec.stack, d, d), like=like, xp=xp),
             g=_xp.zeros((*spec.stack, o, o), like=like, xp=xp),
             weight=_xp.zeros((), like=like, xp=xp),
             rejected=_xp.zeros((), like=like, dtype=xp.int32, xp=xp),
-            inverse=inverse,
+            inverse=identity_inverse(self.damping_split, spec.stack, d, o, like=like, xp=xp),
         )
 
     def accumulate(
@@ -296,10 +238,16 @@ class KFAC:
         xp = _checks.common_namespace(xp, state=next(iter(state.layers.values())).a)
         layers, infos = {}, {}
         for spec, layer in state.layers.items():
-            if isinstance(layer.inverse, PiInverse):
-                inverse, code = self._refresh_pi(layer, layer.inverse, hyper, xp=xp)
-            else:
-                inverse, code = self._refresh_exact(layer, layer.inverse, hyper, xp=xp)
+            known = _known(layer, xp=xp)
+            inverse, code = refresh_inverse(
+                layer.inverse,
+                layer.a + known,
+                layer.g + known,
+                hyper.damping,
+                dtype=self.solve_dtype,
+                ops=self.ops,
+                xp=xp,
+            )
             layers[spec] = layer._replace(inverse=inverse)
             measures = {
                 "rejected": _xp.astype(layer.rejected, layer.a.dtype, xp=xp),
@@ -307,42 +255,6 @@ class KFAC:
             }
             infos[spec] = Info(xp.max(code), measures)
         return KFACState(layers), infos
-
-    def _refresh_pi(
-        self, layer: KFACLayer, old: PiInverse, hyper: Hyper, *, xp: Namespace
-    ) -> tuple[PiInverse | ExactInverse, Array]:
-        known = _known(layer, xp=xp)
-        for_a, for_g = factored_damping(layer.a, layer.g, hyper.damping, xp=xp)
-        options = {"dtype": self.solve_dtype, "ops": self.ops, "xp": xp}
-        a, good_a, code_a = damped_inverse(layer.a + known, for_a, old.a, old.good_a, **options)
-        g, good_g, code_g = damped_inverse(layer.g + known, for_g, old.g, old.good_g, **options)
-        return PiInverse(a, g, good_a, good_g), xp.maximum(code_a, code_g)
-
-    def _refresh_exact(
-        self, layer: KFACLayer, old: ExactInverse, hyper: Hyper, *, xp: Namespace
-    ) -> tuple[PiInverse | ExactInverse, Array]:
-        known = _known(layer, xp=xp)
-        a_values, a_vectors, a_ok = safe_eigh(layer.a + known, dtype=self.solve_dtype, xp=xp)
-        g_values, g_vectors, g_ok = safe_eigh(layer.g + known, dtype=self.solve_dtype, xp=xp)
-        floor = (10 * _xp.eps(layer.a.dtype, xp=xp)) * (
-            xp.sum(a_values, axis=-1) * xp.sum(g_values, axis=-1)
-        )
-        asked = _xp.scalar(hyper.damping, like=layer.a, xp=xp)
-        raised = asked < floor
-        damping = xp.where(raised, floor, asked)
-        ok = a_ok & g_ok & xp.isfinite(damping) & (damping > 0)
-        codes = [_xp.full(raised.shape, c, like=layer.rejected, xp=xp) for c in (RAISED, OK)]
-        code = fallback_code(ok, old.good, xp.where(raised, *codes), xp=xp)
-        vector, matrix = ok[..., None], ok[..., None, None]
-        new = ExactInverse(
-            xp.where(vector, a_values, old.a_values),
-            xp.where(matrix, a_vectors, old.a_vectors),
-            xp.where(vector, g_values, old.g_values),
-            xp.where(matrix, g_vectors, old.g_vectors),
-            xp.where(ok, damping, old.damping),
-            old.good | ok,
-        )
-        return new, code
 
     def direction(
         self,
@@ -385,24 +297,10 @@ class KFAC:
         xp = check_grads(xp, grads, next(iter(state.layers.values())).a)
         directions, infos = {}, {}
         for spec, grad in grads.items():
-            inverse = state.layers[spec].inverse
-            v = _xp.astype(grad, state.layers[spec].a.dtype, xp=xp)
-            if isinstance(inverse, PiInverse):
-                u = kronecker_product(inverse.g, inverse.a, v, xp=xp)
-                good = inverse.good_a & inverse.good_g
-            else:
-                u = kronecker_solve_eigh(
-                    (inverse.g_values, inverse.g_vectors),
-                    (inverse.a_values, inverse.a_vectors),
-                    v,
-                    inverse.damping[..., None, None],
-                    xp=xp,
-                )
-                good = inverse.good
-            codes = [
-                _xp.full(good.shape, c, like=state.layers[spec].rejected, xp=xp)
-                for c in (OK, IDENTITY)
-            ]
+            layer = state.layers[spec]
+            v = _xp.astype(grad, layer.a.dtype, xp=xp)
+            u, good = apply_inverse(layer.inverse, v, xp=xp)
+            codes = [_xp.full(good.shape, c, like=layer.rejected, xp=xp) for c in (OK, IDENTITY)]
             directions[spec], infos[spec] = guarded(u, grad, xp.where(good, *codes), xp=xp)
         return directions, infos
 
