@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ngd_core import _xp
 from ngd_core._typing import Array, Namespace
 
 __all__ = ["GELU", "ReLU", "Sigmoid", "Tanh"]
@@ -24,12 +25,12 @@ class ReLU:
 
     def forward(self, x: Array, *, xp: Namespace) -> tuple[Array, Array]:
         """Compute the outputs, which are also what is kept; NaN stays NaN."""
-        y = xp.where(x < 0, 0.0, x)
+        y = xp.maximum(x, _xp.zeros((), like=x, xp=xp))
         return y, y
 
     def backward(self, y: Array, g: Array, *, xp: Namespace) -> Array:
         """Pass ``g`` on where the output is positive."""
-        return xp.where(y > 0, g, 0.0)
+        return g * _xp.astype(y > 0, g.dtype, xp=xp)
 
 
 @dataclass(frozen=True)

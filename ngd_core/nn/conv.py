@@ -112,10 +112,14 @@ class Conv2d:
 
     def gradient(self, x: Array, g: Array, *, xp: Namespace) -> Array:
         """Compute ``(1/N) sum_n g^T [patches 1]``, summed over positions and M."""
-        out = _merge(self._outputs(sum_vectors(g, x.ndim, xp=xp), xp=xp), xp=xp)
-        w = out @ xp.matrix_transpose(_merge(self._columns(x, xp=xp), xp=xp))
+        out = self._outputs(sum_vectors(g, x.ndim, xp=xp), xp=xp)
+        columns = self._columns(x, xp=xp)
+        if self.spec.rows <= out.shape[-1]:  # then a product an example is less than its patches
+            w = xp.sum(out @ xp.matrix_transpose(columns), axis=0)
+        else:
+            w = _merge(out, xp=xp) @ xp.matrix_transpose(_merge(columns, xp=xp))
         if self.bias:
-            w = xp.concat([w, xp.sum(out, axis=-1, keepdims=True)], axis=-1)
+            w = xp.concat([w, xp.sum(out, axis=(0, -1))[..., None]], axis=-1)
         return xp.reshape(w / x.shape[0], self.block_shape)
 
     def _split(self, block: Array, *, xp: Namespace) -> tuple[Array, Array | None]:

@@ -55,7 +55,7 @@ class MaxPool2d:
         first = xp.argmax(windows(x, self.geometry, xp=xp), axis=-3, keepdims=True)
         taps = math.prod(self.geometry.kernel_size)
         tap = _xp.arange(taps, like=x, dtype=first.dtype, xp=xp)[:, None, None]
-        routed = xp.where(first == tap, g[..., None, :, :], 0.0)
+        routed = g[..., None, :, :] * _xp.astype(first == tap, g.dtype, xp=xp)
         return fold_windows(routed, self.geometry, *x.shape[-2:], xp=xp)
 
 
