@@ -165,6 +165,15 @@ def mean_loss_gradient(
     -------
     array of shape (P,), float64
         Mean of the rows of `loss_gradients`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core.reference import Layer, Network, mean_loss_gradient
+    >>> network = Network((Layer("dense", "fc", in_features=1, out_features=1),))
+    >>> params = {"fc": np.zeros((1, 2))}
+    >>> mean_loss_gradient(network, params, [[1.0], [3.0]], "gaussian", [[2.0], [0.0]])
+    array([-1., -1.])
     """
     rows = loss_gradients(network, params, x, likelihood, targets)
     total = np.zeros(rows.shape[1])
@@ -192,6 +201,16 @@ def output_jacobians(
     dict of str to array of shape (N, K, *layer output of one example), float64
         One entry for each layer with parameters: ``df_n / dz_n``, where the layer's output is
         taken before any following non-linearity.
+
+    Examples
+    --------
+    >>> from ngd_core.reference import Layer, Network, output_jacobians
+    >>> first = Layer("dense", "first", in_features=1, out_features=1, bias=False)
+    >>> last = Layer("dense", "last", in_features=1, out_features=2, bias=False)
+    >>> params = {"first": [[1.0]], "last": [[3.0], [5.0]]}
+    >>> output_jacobians(Network((first, last)), params, [[2.0]])["first"]
+    array([[[3.],
+            [5.]]])
     """
     x = double(x)
     layer_outputs: dict[str, Array] = {}

@@ -158,6 +158,16 @@ def monte_carlo_fisher(
     ------
     ValueError
         If there are no samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core.reference import Layer, Network, monte_carlo_fisher
+    >>> network = Network((Layer("dense", "fc", in_features=1, out_features=1),))
+    >>> params = {"fc": np.zeros((1, 2))}
+    >>> monte_carlo_fisher(network, params, [[3.0]], "gaussian", [[[1.0]], [[-1.0]]])
+    array([[9., 3.],
+           [3., 1.]])
     """
     if len(samples) == 0:
         msg = "samples is empty; expected at least one array of sampled targets."
@@ -197,6 +207,16 @@ def empirical_fisher(
     -------
     array of shape (P, P), float64
         Of the mean loss.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core.reference import Layer, Network, empirical_fisher
+    >>> network = Network((Layer("dense", "fc", in_features=1, out_features=1),))
+    >>> params = {"fc": np.zeros((1, 2))}
+    >>> empirical_fisher(network, params, [[3.0]], "gaussian", [[2.0]])
+    array([[36., 12.],
+           [12.,  4.]])
     """
     return second_moment(derivatives.loss_gradients(network, params, x, likelihood, targets))
 
@@ -221,6 +241,15 @@ def diagonal_blocks(fisher: ArrayLike, network: Network) -> dict[str, Array]:
     ------
     ValueError
         If the matrix does not have the network's size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core.reference import Layer, Network, diagonal_blocks
+    >>> first = Layer("dense", "first", in_features=1, out_features=1, bias=False)
+    >>> last = Layer("dense", "last", in_features=1, out_features=1, bias=False)
+    >>> diagonal_blocks([[1.0, 2.0], [2.0, 5.0]], Network((first, last)))
+    {'first': array([[1.]]), 'last': array([[5.]])}
     """
     F = double(fisher)
     require_shape("fisher", F, (network.size, network.size))

@@ -148,6 +148,15 @@ def canonical_record(layer: Layer, a: ArrayLike, g: ArrayLike) -> list[tuple[Arr
     ------
     ValueError
         If the layer is of another kind.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core.reference import Layer, canonical_record
+    >>> fc = Layer("dense", "fc", in_features=3, out_features=2)
+    >>> [(a, g)] = canonical_record(fc, np.ones((4, 3)), np.ones((1, 4, 2)))
+    >>> a.shape, g.shape
+    ((4, 1, 3), (1, 4, 1, 2))
     """
     a, g = double(a), double(g)
     if layer.kind not in ("dense", "conv2d"):

@@ -229,6 +229,14 @@ def loss_hessian_root(likelihood: Likelihood, outputs: ArrayLike) -> Array:
     ------
     ValueError
         For an unknown likelihood.
+
+    Examples
+    --------
+    >>> from ngd_core.reference import loss_hessian_root
+    >>> S = loss_hessian_root("categorical", [[0.0, 0.0]])[:, 0].T
+    >>> (S @ S.T).round(2)
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
     """
     f = double(outputs)
     hessian = loss_hessian(likelihood, f)
@@ -318,6 +326,14 @@ def backpropagated_vectors(
     ------
     ValueError
         For an unknown kind, or targets missing or given where there are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core.reference import backpropagated_vectors
+    >>> samples = [[[1.0]], [[3.0]], [[-1.0]], [[5.0]]]
+    >>> backpropagated_vectors("gaussian", [[1.0]], "mc", samples)[:, 0, 0]
+    array([ 0., -1.,  1., -2.])
     """
     if kind not in ("exact", "mc", "empirical"):
         msg = f"kind is {kind!r}; expected 'exact', 'mc' or 'empirical'."

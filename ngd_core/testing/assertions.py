@@ -68,7 +68,11 @@ def assert_close(
     ----------
     actual, desired : array_like
         Result and reference, of equal shape.
-    dtype, size, kappa
+    dtype : str
+        As for `tolerance`.
+    size : int
+        As for `tolerance`.
+    kappa : float
         As for `tolerance`.
     scale : float or None
         Magnitude to which the error is compared; by default the largest entry of `desired`.
