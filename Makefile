@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv, pinned by constraints.txt; a second run goes straight
-# to work. On a machine without an NVIDIA GPU, export
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before `make test` to get the small torch.
+# to work. On a machine without an NVIDIA GPU, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU
+# builds before `make test` to get the small torch.
 
 VENV := .venv
 PY := $(VENV)/bin/python
