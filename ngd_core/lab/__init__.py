@@ -1,0 +1,1 @@
+"""The `ngd` command; frameworks and drawing libraries are imported only when a run needs them."""

@@ -1,0 +1,83 @@
+"""The networks that are trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ngd_core import nn
+from ngd_core.lab.errors import UserError
+
+__all__ = ["MODELS", "Model"]
+
+Activation = Callable[[], nn.Layer]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network for any data set.
+
+    Parameters
+    ----------
+    title : str
+        Name for people.
+    note : str
+        Its layers in words.
+    build : callable
+        ``build(input_shape, classes)``: the network for inputs of that shape.
+    """
+
+    title: str
+    note: str
+    build: Callable[[tuple[int, ...], int], nn.Sequential]
+
+
+def _cnn(activation: Activation) -> Callable[[tuple[int, ...], int], nn.Sequential]:
+    def build(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        if len(shape) != 3:
+            msg = (
+                f"A convolutional net needs images, and the inputs have the shape {shape}; "
+                "choose other --models"
+            )
+            raise UserError(msg)
+        channels, height, width = shape
+        positions = math.ceil(height / 4) * math.ceil(width / 4)
+        return nn.Sequential(
+            nn.Conv2d("conv1", channels, 8, 3, stride=2, padding="same"),
+            activation(),
+            nn.Conv2d("conv2", 8, 16, 3, stride=2, padding="same"),
+            activation(),
+            nn.Flatten(),
+            nn.Dense("dense", 16 * positions, classes),
+        )
+
+    return build
+
+
+def _mlp(activation: Activation) -> Callable[[tuple[int, ...], int], nn.Sequential]:
+    def build(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Dense("dense1", math.prod(shape), 64),
+            activation(),
+            nn.Dense("dense2", 64, 64),
+            activation(),
+            nn.Dense("dense3", 64, 64),
+            activation(),
+            nn.Dense("dense4", 64, classes),
+        )
+
+    return build
+
+
+CNN = "two 3x3 convolutions of stride 2 (8 and 16 channels), one dense layer"
+MLP = "three hidden layers of 64 units"
+
+MODELS = {
+    "cnn": Model("Convolutional net", f"{CNN}, sigmoid", _cnn(nn.Sigmoid)),
+    "mlp": Model("MLP", f"{MLP}, sigmoid", _mlp(nn.Sigmoid)),
+    "cnn-relu": Model("Convolutional net (ReLU)", f"{CNN}, ReLU", _cnn(nn.ReLU)),
+    "mlp-relu": Model("MLP (ReLU)", f"{MLP}, ReLU", _mlp(nn.ReLU)),
+}
+"""Networks by the name the command line knows."""

@@ -1,0 +1,70 @@
+"""Everything a comparison depends on, in one value, and the command line that repeats it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["Settings", "command"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `ngd compare` was asked for, every default filled in.
+
+    Parameters
+    ----------
+    backend : str
+        A key of `arrays.BACKENDS`.
+    data : str
+        "digits" or the path of an .npz file.
+    models, methods : tuple of str
+        Keys of `models.MODELS` and `methods.METHODS`.
+    steps, batch_size : int
+        Steps of each run, and examples a step.
+    seed : int
+        Of initial values, batch order and noise.
+    evaluate_every : int
+        Steps between two measurements of the training loss.
+    target : float
+        Training loss to reach.
+    grids : mapping of str to tuple of float
+        Learning rates tried, for each method.
+    damping : mapping of str to float
+        Damping, for each method that has one.
+    out : str
+        Folder for the results.
+    limit : int, optional
+        Largest number of training and of test examples.
+    """
+
+    backend: str
+    data: str
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    steps: int
+    batch_size: int
+    seed: int
+    evaluate_every: int
+    target: float
+    grids: Mapping[str, tuple[float, ...]]
+    damping: Mapping[str, float]
+    out: str
+    limit: int | None = None
+
+
+def command(settings: Settings) -> str:
+    """Shell command that repeats a comparison, no default left open."""
+    words = ["ngd", "compare", "--backend", settings.backend, "--data", settings.data]
+    words += ["--models", ",".join(settings.models), "--methods", ",".join(settings.methods)]
+    words += ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
+    words += ["--seed", str(settings.seed), "--evaluate-every", str(settings.evaluate_every)]
+    words += ["--target", repr(settings.target)]
+    for method, rates in settings.grids.items():
+        words += ["--grid", f"{method}={','.join(map(repr, rates))}"]
+    for method, damping in settings.damping.items():
+        words += ["--damping", f"{method}={damping!r}"]
+    if settings.limit is not None:
+        words += ["--limit", str(settings.limit)]
+    return shlex.join([*words, "--out", settings.out, "--overwrite"])
