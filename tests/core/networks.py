@@ -69,10 +69,8 @@ def dense_models(draw, smooth=False):
     branch = nn.Sequential(nn.LayerNorm("norm", f, 0.1), nn.Dense("inner", f, f), draw(act))
     first = nn.Dense("first", f_in, f, bias=draw(some(True, False)))
     body = first, draw(act), nn.Residual(branch), nn.Residual(draw(act))
-    return nn.Sequential(nn.Sequential(*body), draw(some(nn.Flatten(), nn.ReLU()))), (
-        *positions,
-        f_in,
-    )
+    tail = draw(st.one_of(some(nn.Flatten()), act))
+    return nn.Sequential(nn.Sequential(*body), tail), (*positions, f_in)
 
 
 def data(model, shape, n, seed, dtype="float64"):
