@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        text = str(error)
-        print(f"ngd: {text[0].upper()}{text[1:].rstrip('.')}.", file=sys.stderr)
+        text = str(error).rstrip(".")
+        end = "" if text.endswith("?") else "."
+        print(f"ngd: {text[0].upper()}{text[1:]}{end}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("ngd: Stopped; nothing was written.", file=sys.stderr)
@@ -64,20 +65,21 @@ def _run(words: list[str]) -> int:
             command.add_argument(option, **how)
         command.set_defaults(handler=handler)
         options[name] = table
-    if not words:
-        parser.print_help()
-        return 0
-    if not words[0].startswith("-") and words[0] not in COMMANDS:
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise UserError(unknown("command", words[0], COMMANDS))
     arguments, extra = parser.parse_known_args(words)
     if extra:
         word = extra[0].partition("=")[0]
         kind = "option" if word.startswith("-") else "argument"
         raise UserError(unknown(kind, word, options.get(words[0], COMMANDS)))
-    return int(arguments.handler(arguments))
+    if "handler" in arguments:
+        arguments.handler(arguments)
+    else:
+        parser.print_help()
+    return 0
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> None:
     settings = Settings(
         backend=arguments.backend,
         data=arguments.data,
@@ -108,7 +110,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     from ngd_core.lab.compare import compare
 
     compare(settings, overwrite=arguments.overwrite)
-    return 0
 
 
 def _each(

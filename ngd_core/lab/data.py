@@ -94,10 +94,13 @@ def _file(source: str) -> dict[str, np.ndarray]:
         )
         raise UserError(msg)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        if not zipfile.is_zipfile(path):
+            msg = "it is no zip archive"
+            raise ValueError(msg)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {part: stored[part] for part in PARTS if part in stored}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        msg = f"'{source}' cannot be read as an .npz file of plain arrays: {error}."
+        msg = f"The file '{source}' cannot be read as an .npz file of plain arrays: {error}."
         raise UserError(msg) from None
     _check(source, arrays)
     return {part: _as_images(x) if part[0] == "x" else x for part, x in arrays.items()}
@@ -112,22 +115,22 @@ def _check(source: str, arrays: dict[str, np.ndarray]) -> None:
 
     missing = [part for part in PARTS if part not in arrays]
     if missing:
-        msg = f"'{source}' lacks {', '.join(missing)}; it must hold {', '.join(PARTS)}."
+        msg = f"The file '{source}' lacks {', '.join(missing)}; it must hold {', '.join(PARTS)}."
         raise UserError(msg)
     x_train, y_train, x_test, y_test = (arrays[part] for part in PARTS)
     for name, x, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
         real = np.isdtype(x.dtype, ("real floating", "integral"))
-        if not real or x.ndim not in (2, 3, 4) or not np.isfinite(x).all():
+        if not real or x.ndim not in (2, 3, 4) or x.size == 0 or not np.isfinite(x).all():
             msg = (
-                f"x_{name} in '{source}' has dtype {x.dtype} and shape {x.shape}; expected finite "
-                "real numbers (N, features), (N, height, width) or (N, channels, height, width)."
+                f"{_found(source, f'x_{name}', x)}; expected finite real numbers, (N, features), "
+                "(N, height, width) or (N, channels, height, width)"
             )
             raise UserError(msg)
         integers = np.isdtype(labels.dtype, "integral")
-        if not integers or labels.shape != x.shape[:1] or labels.size == 0 or labels.min() < 0:
+        if not integers or labels.shape != x.shape[:1] or labels.min() < 0:
             msg = (
-                f"y_{name} in '{source}' has dtype {labels.dtype} and shape {labels.shape}; "
-                f"expected one class label 0, 1, ... for each of the {x.shape[0]} inputs."
+                f"{_found(source, f'y_{name}', labels)}; expected one class label 0, 1, ... for "
+                f"each of the {x.shape[0]} inputs"
             )
             raise UserError(msg)
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -136,3 +139,7 @@ def _check(source: str, arrays: dict[str, np.ndarray]) -> None:
             f"{x_test.shape[1:]} in x_test."
         )
         raise UserError(msg)
+
+
+def _found(source: str, name: str, x: np.ndarray) -> str:
+    return f"The array {name} in '{source}' has dtype {x.dtype} and shape {x.shape}"

@@ -15,11 +15,11 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that a name is not known, which ones are, and which one was probably meant."""
+    """Say that a name is not known, and which one was probably meant, or which ones there are."""
     known = list(known)
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    meant = f", did you mean {near[0]}" if near else ""
-    return f"unknown {kind} '{name}'{meant} (known: {', '.join(known)})"
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {kind} '{name}'; {hint}"
 
 
 def need(module: str, package: str, extra: str) -> ModuleType:
@@ -33,7 +33,7 @@ def need(module: str, package: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
         msg = (
             f"This needs {package}, which is not installed; "

@@ -43,11 +43,11 @@ class Tuned(NamedTuple):
         The best is the first or the last of several, and its neighbour was slower.
         """
         runs = sorted(self.runs, key=lambda run: run.rate)
-        for edge, neighbour in (runs[:2], runs[:-3:-1]) if len(runs) > 1 else ():
-            index = neighbour.reached(target)
-            if self.best is edge and (index is None or index > (edge.reached(target) or index)):
-                return True
-        return False
+        ends = ((runs[0], runs[1]), (runs[-1], runs[-2])) if len(runs) > 1 else ()
+        return any(
+            self.best is edge and not _steps(neighbour, target) <= _steps(edge, target) < math.inf
+            for edge, neighbour in ends
+        )
 
 
 class Comparison(NamedTuple):
@@ -100,13 +100,14 @@ def tune(runs: Sequence[Run], target: float) -> Tuned:
     """
 
     def rank(run: Run) -> tuple[float, float]:
-        index = run.reached(target)
-        return (
-            math.inf if index is None else run.steps[index],
-            math.inf if run.diverged else run.losses[-1],
-        )
+        return _steps(run, target), math.inf if run.diverged else run.losses[-1]
 
     return Tuned(min(runs, key=rank), tuple(runs))
+
+
+def _steps(run: Run, target: float) -> float:
+    index = run.reached(target)
+    return math.inf if index is None else run.steps[index]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         fill(part)
         os.replace(part, path)
     except OSError as error:
-        msg = f"'{path}' cannot be written: {error.strerror}"
+        msg = f"The file '{path}' cannot be written: {error.strerror}"
         raise UserError(msg) from None
     finally:
         part.unlink(missing_ok=True)
