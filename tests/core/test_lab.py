@@ -11,12 +11,14 @@ import sys
 import numpy as np
 import pytest
 
+from ngd_core import nn, reference
 from ngd_core.lab import results
+from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.cli import main
 from ngd_core.lab.errors import UserError
 from ngd_core.lab.methods import METHODS
 from ngd_core.lab.progress import watching
-from ngd_core.lab.train import Run
+from ngd_core.lab.train import Problem, Run, trainer
 
 TINY = (
     "compare --models mlp --methods kfac,sgd --steps 12 --batch-size 64 --limit 200 "
@@ -326,6 +328,60 @@ def test_other_libraries_give_the_same_curves(tiny, tmp_path, backend):
         np.testing.assert_allclose(*curves, rtol=1e-4)
         assert len(set(curves[0])) == 4
     assert backend in loaded(tmp_path / backend)["versions"]
+
+
+def test_training_follows_the_oracle():
+    """Two K-FAC steps by definition; the second with the first one's inverse."""
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((20, 3)), np.arange(20) % 3
+    params = {"one": rng.standard_normal((4, 4)), "two": rng.standard_normal((3, 5))}
+    order = np.stack([rng.permutation(20)[:6] for _ in range(2)])
+    noise, rate, damping = rng.random((2, 6)), 0.7, 0.03
+    run = trainer(
+        Problem(
+            model=nn.Sequential(nn.Dense("one", 3, 4), nn.Sigmoid(), nn.Dense("two", 4, 3)),
+            params=params,
+            train=(x, y),
+            test=(x[:7], y[:7]),
+            order=order,
+            noise=noise,
+            evaluate_every=1,
+        ),
+        METHODS["kfac"],
+        damping,
+        BACKENDS["numpy"](),
+    )(rate, lambda *_: None)
+
+    network = reference.Network(
+        (
+            reference.Layer("dense", "one", in_features=3, out_features=4),
+            reference.Layer("sigmoid"),
+            reference.Layer("dense", "two", in_features=4, out_features=3),
+        )
+    )
+    velocity = {name: np.zeros_like(block) for name, block in params.items()}
+    factors, curve = None, []
+    for rows, uniform in zip(order, noise, strict=True):
+        curve.append(reference.loss_value("categorical", network.forward(params, x), y).mean())
+        if factors is None:
+            outputs = network.forward(params, x[rows])
+            sampled = reference.sample_targets("categorical", outputs, uniform)
+            vectors = reference.loss_gradient("categorical", outputs, sampled)[None]
+            factors = reference.kfac_factors(network, params, x[rows], vectors)
+        flat = reference.mean_loss_gradient(network, params, x[rows], "categorical", y[rows])
+        grads = {"one": flat[:16].reshape(4, 4), "two": flat[16:].reshape(3, 5)}
+        natural = {
+            name: reference.direction(grads[name], *factors[name], damping) for name in params
+        }
+        inner = sum(np.sum(natural[name] * grads[name]) for name in params)
+        scale = min(1, np.sqrt(1e-3 / (rate**2 * inner)))
+        velocity = {name: 0.9 * velocity[name] + scale * natural[name] for name in params}
+        params = {name: params[name] - rate * velocity[name] for name in params}
+    outputs = network.forward(params, x)
+    curve.append(reference.loss_value("categorical", outputs, y).mean())
+    assert scale < 1
+    np.testing.assert_allclose(run.losses, curve, rtol=1e-9)
+    assert run.accuracy == np.mean(np.argmax(outputs[:7], axis=1) == y[:7])
 
 
 def test_kfac_needs_a_third_of_the_steps(tmp_path):
