@@ -59,6 +59,19 @@ def test_stack_is_a_loop(backend, seed, n, groups):
         assert_close(x[k], np.linalg.inv(m[k] + 0.1 * np.eye(n)), kappa=10)
 
 
+@law(seed=seeds, n=st.integers(2, 5), dtype=dtypes)
+def test_only_the_symmetric_part_is_inverted(backend, seed, n, dtype):
+    """Both triangles count alike, as does their eigendecomposition."""
+    m = spd(rng(seed), n, 10.0)
+    skew = np.triu(rng(seed + 1).standard_normal((n, n)), 1)
+    x, _, _ = backend.numpy(inverse(backend, m + skew - skew.T, 0.1, in_dtype=dtype))
+    assert_close(x, np.linalg.inv(m + 0.1 * np.eye(n)), dtype=dtype, size=n, kappa=10)
+    values, vectors, _ = backend.numpy(
+        backend.call(inversion.safe_eigh, backend.array(m + skew - skew.T, dtype))
+    )
+    assert_close((vectors * values) @ vectors.T, m, dtype=dtype, size=n)
+
+
 BROKEN = {
     "nan": np.full((3, 3), np.nan),
     "one nan": np.where(np.eye(3) > 0, 1.0, 0.0) + np.diag([0, np.nan, 0]),
@@ -142,6 +155,29 @@ def test_failed_float32_factorisation_is_repeated_in_float64():
         assert code.tolist() == [2, 0]
         assert good.all()
         assert x.dtype == np.float32
+        assert_close(x, np.linalg.inv(m + 0.1 * np.eye(2)), dtype="float32", kappa=10)
+
+
+def test_what_float32_could_factorise_is_not_computed_again():
+    """The float64 attempt fails where the first succeeded; the first result stays, code 0."""
+
+    def either(m, *, xp):
+        first = xp.linalg.diagonal(m)[..., 0] > 0.9
+        bad = first if m.dtype == xp.float32 else ~first
+        return xp.where(bad[..., None, None], np.nan, PURE.spd_inverse(m, xp=xp))
+
+    m = np.stack([np.diag([1.0, 0.5]), np.diag([0.25, 1.0])]).astype(np.float32)
+    for cond in (PURE.cond, EAGER.cond):
+        x, good, code = inversion.damped_inverse(
+            m,
+            0.1,
+            np.zeros_like(m),
+            np.zeros(2, bool),
+            dtype="float32",
+            ops=Ops(spd_inverse=either, cond=cond),
+        )
+        assert code.tolist() == [2, 0]
+        assert good.all()
         assert_close(x, np.linalg.inv(m + 0.1 * np.eye(2)), dtype="float32", kappa=10)
 
 

@@ -72,6 +72,29 @@ def test_samples_equal_the_oracle(backend, seed, name, shape, samples):
         assert_close(got[k], reference.sample_targets(name, outputs, noise[k]))
 
 
+@law(classes=st.integers(2, 40), seed=seeds, dtype=dtypes)
+def test_the_largest_noise_draws_no_label_beyond_the_last(backend, classes, seed, dtype):
+    """Even where rounding leaves the sum of the probabilities below 1."""
+    outputs = backend.array(rng(seed).standard_normal((64, classes)), dtype)
+    edge = np.nextafter(np.ones((), dtype), np.zeros((), dtype))
+    noise = backend.array(np.full(64, edge), dtype)
+    label = backend.numpy(backend.call(losses.categorical.sample, outputs, noise))
+    assert label.max() < classes
+
+
+@law(dtype=dtypes)
+def test_noise_at_a_probability_is_above_it(backend, dtype):
+    """P(noise < 1/2) = 1/2 for noise in [0, 1): at 1/2 the second class, and no success."""
+    half = np.full((1,), 0.5)
+    logits = backend.array(np.zeros((1, 2)), dtype)
+    label = backend.call(losses.categorical.sample, logits, backend.array(half, dtype))
+    assert backend.numpy(label).tolist() == [1]
+    success = backend.call(
+        losses.bernoulli.sample, logits, backend.array(np.full((1, 2), 0.5), dtype)
+    )
+    assert backend.numpy(success).tolist() == [[0.0, 0.0]]
+
+
 @pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
 def test_samples_follow_the_model(name):
     """Frequencies within five standard errors of the model's probabilities."""
