@@ -104,6 +104,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         ),
         out=arguments.out,
         limit=arguments.limit,
+        threads=arguments.threads,
     )
     need("rich", "rich", "lab")
     need("matplotlib", "matplotlib", "lab")
@@ -238,6 +239,11 @@ _COMPARE: dict[str, dict[str, Any]] = {
         "help": "added to the curvature (repeatable; default: "
         + "; ".join(f"{n}={m.damping}" for n, m in METHODS.items() if m.damping is not None)
         + ")",
+    },
+    "--threads": {
+        "type": _count,
+        "default": 1,
+        "help": "threads of the linear algebra that NumPy and PyTorch call (default: 1)",
     },
     "--limit": {"type": _count, "metavar": "N", "help": "use the first N examples only"},
     "--out": {

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import threadpoolctl
 
 from ngd_core import nn
 from ngd_core.lab import picture, report, results
@@ -61,7 +62,11 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
     }
     sizes = {"train": len(data.y_train), "test": len(data.y_test), "classes": data.classes}
     report.opening(console, settings, versions, sizes, parameters)
-    with watching(console, runs, settings.steps) as watch, np.errstate(all="ignore"):
+    with (
+        watching(console, runs, settings.steps) as watch,
+        np.errstate(all="ignore"),
+        threadpoolctl.threadpool_limits(settings.threads),
+    ):
         tuned = {
             name: {
                 method: _grid(name, method, task, arrays, settings, watch)

@@ -37,6 +37,9 @@ class Settings:
         Folder for the results.
     limit : int, optional
         Largest number of training and of test examples.
+    threads : int
+        Threads of the libraries that NumPy and PyTorch compute with. Networks of this size gain
+        little by a second one, and teams that wait for a core other programs use lose much.
     """
 
     backend: str
@@ -52,6 +55,7 @@ class Settings:
     damping: Mapping[str, float]
     out: str
     limit: int | None = None
+    threads: int = 1
 
 
 def command(settings: Settings) -> str:
@@ -60,7 +64,7 @@ def command(settings: Settings) -> str:
     words += ["--models", ",".join(settings.models), "--methods", ",".join(settings.methods)]
     words += ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
     words += ["--seed", str(settings.seed), "--evaluate-every", str(settings.evaluate_every)]
-    words += ["--target", repr(settings.target)]
+    words += ["--target", repr(settings.target), "--threads", str(settings.threads)]
     for method, rates in settings.grids.items():
         words += ["--grid", f"{method}={','.join(map(repr, rates))}"]
     for method, damping in settings.damping.items():
