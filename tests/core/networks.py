@@ -196,7 +196,7 @@ def jax_apply(layer, params, x):
             if isinstance(layer, nn.MaxPool2d):
                 return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, "VALID")
             total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, steps, "VALID")
-            return total / np.prod(window)
+            return total / float(np.prod(window))
         case nn.GlobalAvgPool2d():
             return jnp.mean(x, axis=(2, 3))
         case nn.Flatten():
