@@ -17,6 +17,7 @@ from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.cli import main
 from ngd_core.lab.errors import UserError
 from ngd_core.lab.methods import METHODS
+from ngd_core.lab.models import MODELS, Model
 from ngd_core.lab.progress import watching
 from ngd_core.lab.train import Problem, Run, trainer
 
@@ -318,7 +319,12 @@ def test_images_from_a_file(tmp_path, stored):
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_other_libraries_give_the_same_curves(tiny, tmp_path, backend):
+def test_other_libraries_give_the_same_curves(monkeypatch, tmp_path, backend):
+    def small(shape, classes):
+        one, two = nn.Dense("one", int(np.prod(shape)), 12), nn.Dense("two", 12, classes)
+        return nn.Sequential(nn.Flatten(), one, nn.Sigmoid(), two)
+
+    monkeypatch.setitem(MODELS, "mlp", Model("Small", "one hidden layer, quick to compile", small))
     words = f"{TINY} --grid 0.3 --steps 6 --evaluate-every 2"
     assert ngd(words, "--out", tmp_path / "numpy") == 0
     assert ngd(words, "--backend", backend, "--out", tmp_path / backend) == 0
