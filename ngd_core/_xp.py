@@ -18,6 +18,7 @@ __all__ = [
     "double",
     "eps",
     "eye",
+    "fits",
     "full",
     "is_array",
     "namespace_of",
@@ -93,6 +94,11 @@ def eps(dtype: DType, *, xp: Namespace) -> float:
     return float(xp.finfo(dtype).eps)
 
 
+def fits(x: Array, dtype: DType, *, xp: Namespace) -> Array:
+    """Tell which elements are finite, and stay so when cast to `dtype`."""
+    return xp.abs(x) <= min(float(xp.finfo(kind).max) for kind in (x.dtype, dtype))
+
+
 def working(dtype: DType, *, xp: Namespace) -> DType:
     """Dtype in which factors are kept: the given one, but at least float32."""
     return xp.float64 if dtype == xp.float64 else xp.float32
@@ -111,6 +117,12 @@ def pad(x: Array, widths: tuple[tuple[int, int], ...], *, xp: Namespace) -> Arra
     return xpx.pad(x, list(widths), mode="constant", constant_values=0, xp=xp)
 
 
-def add_at(x: Array, index: tuple[object, ...], values: Array, *, xp: Namespace) -> Array:
-    """``x[index] += values``, in place where the library can; use only on arrays made here."""
-    return xpx.at(x, index).add(values, xp=xp)
+def add_at(x: Array, index: tuple[object, ...], values: Array) -> Array:
+    """``x[index] += values``, in place where the library can; only for arrays made by the caller.
+
+    `array_api_extra.at` looks into the index, which PyTorch's compiler cannot trace.
+    """
+    if hasattr(x, "at"):
+        return x.at[index].add(values)
+    x[index] += values
+    return x

@@ -25,14 +25,6 @@ def _tap_slices(
             yield rows, slice(j * dw, j * dw + (out_width - 1) * sw + 1, sw)
 
 
-def _add_at(x: Array, index: tuple[object, ...], values: Array) -> Array:
-    # array_api_extra's `at` asks whether the index is an array, which Dynamo cannot trace
-    if hasattr(x, "at"):
-        return x.at[index].add(values)
-    x[index] += values
-    return x
-
-
 def windows(x: Array, geometry: Conv2dGeometry, *, xp: Namespace) -> Array:
     """Gather what each tap of the kernel reads at each output position.
 
@@ -100,7 +92,7 @@ def fold_windows(
     x = _xp.zeros(shape, like=w, xp=xp)
     out = geometry.output_size(height, width)
     for tap, (rows, cols) in enumerate(_tap_slices(geometry, *out)):
-        x = _add_at(x, (..., rows, cols), w[..., tap, :, :])
+        x = _xp.add_at(x, (..., rows, cols), w[..., tap, :, :])
     return x[..., top : top + height, left : left + width]
 
 

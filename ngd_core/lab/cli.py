@@ -212,9 +212,9 @@ _COMPARE: dict[str, dict[str, Any]] = {
     },
     "--target": {
         "type": _positive,
-        "default": 0.005,
+        "default": 0.002,
         "metavar": "LOSS",
-        "help": "training loss to reach (default: 0.005)",
+        "help": "training loss to reach (default: 0.002)",
     },
     "--evaluate-every": {
         "type": _count,

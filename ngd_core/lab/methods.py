@@ -78,13 +78,13 @@ METHODS = {
         title="SGD + momentum",
         note="momentum 0.9",
         rule=MOMENTUM,
-        rates=(0.1, 0.3, 1.0, 3.0),
+        rates=(0.3, 0.5, 1.0, 1.5, 2.0),
     ),
     "adam": Entry(
         title="Adam",
         note="betas 0.9 and 0.999",
         rule=ADAM,
-        rates=(0.01, 0.03, 0.1, 0.3),
+        rates=(0.01, 0.02, 0.03, 0.05, 0.1),
     ),
 }
 """Methods by the name the command line knows."""
