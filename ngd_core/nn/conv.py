@@ -28,8 +28,12 @@ class Conv2d:
         a PyTorch-layout kernel flattened row-major.
     in_channels, out_channels : int
         Over all groups.
-    kernel_size, stride, dilation, padding, groups
-        As for `Conv2dGeometry`.
+    kernel_size, stride, dilation : int or tuple of int
+        As for `Conv2dGeometry`, as are the two that follow.
+    padding : "valid", "same", int, (int, int) or ((top, bottom), (left, right))
+        Zeros around the input.
+    groups : int
+        Number of channel groups.
     bias : bool
         Whether the block has a last column b.
     sharing : "expand" or "reduce"

@@ -19,9 +19,7 @@ __all__ = [
     "Params",
     "Residual",
     "Sequential",
-    "border",
     "init",
-    "leaves",
     "shapes",
     "specs",
 ]
