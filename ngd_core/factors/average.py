@@ -61,4 +61,5 @@ def average(
     _checks.unit_interval(decay=decay)
     total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
     share = _xp.astype(count / total, mean.dtype, xp=xp)
-    return mean + share * (batch - mean), total
+    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
+    return (1 - share) * mean + share * batch, total

@@ -20,8 +20,9 @@ damping is the same for every such choice.
 
 from __future__ import annotations
 
-from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace
+from ngd_core import _checks
+from ngd_core._typing import Array, DType, Namespace
+from ngd_core.factors.moment import second_moment
 from ngd_core.factors.sharing import Rows, rows
 from ngd_core.types import LayerRecord, LayerSpec
 
@@ -29,7 +30,11 @@ __all__ = ["input_factor", "kronecker_factors", "output_factor"]
 
 
 def kronecker_factors(
-    spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
 ) -> tuple[Array, Array]:
     """Kronecker factors of one batch.
 
@@ -39,6 +44,9 @@ def kronecker_factors(
         Layer; ``spec.sharing`` chooses the row of the module's table.
     record : LayerRecord
         Inputs and per-example output gradients (a mean over the batch undone).
+    dtype : dtype, optional
+        Of the factors, to which the record is cast first; the record's own if not given. At
+        least float32 either way.
     xp : namespace, optional
         Array namespace; found from the record if not given.
 
@@ -56,8 +64,8 @@ def kronecker_factors(
 
     Notes
     -----
-    Both are symmetric and positive semi-definite, at least float32. F is the Fisher of the mean
-    loss: it does not change when the batch is duplicated or permuted.
+    Both are symmetric and, up to a few units of rounding, positive semi-definite. F is the Fisher
+    of the mean loss: it does not change when the batch is duplicated or permuted.
 
     Examples
     --------
@@ -69,7 +77,7 @@ def kronecker_factors(
     ([[5.0, 2.0], [2.0, 1.0]], [[2.0]])
     """
     xp = _checks.common_namespace(xp, a=record.a, g=record.g)
-    canonical = rows(spec, record, xp=xp)
+    canonical = rows(spec, record, dtype=dtype, xp=xp)
     return (
         input_factor(canonical, bias=spec.bias, sharing=spec.sharing, xp=xp),
         output_factor(canonical, sharing=spec.sharing, xp=xp),
@@ -106,14 +114,7 @@ def input_factor(canonical: Rows, *, bias: bool, sharing: str, xp: Namespace) ->
     if sharing == "reduce":
         x = xp.mean(x, axis=-2, keepdims=True)
     *stack, n, t, inputs = x.shape
-    x = xp.reshape(x, (*stack, n * t, inputs))
-    second = x.mT @ x / (n * t)
-    if not bias:
-        return second
-    first = xp.mean(x, axis=-2, keepdims=True)
-    one = _xp.ones((*stack, 1, 1), like=x, xp=xp)
-    top = xp.concat([second, first.mT], axis=-1)
-    return xp.concat([top, xp.concat([first, one], axis=-1)], axis=-2)
+    return second_moment(xp.reshape(x, (*stack, n * t, inputs)), n * t, bias=bias, xp=xp)
 
 
 def output_factor(canonical: Rows, *, sharing: str, xp: Namespace) -> Array:
@@ -144,5 +145,4 @@ def output_factor(canonical: Rows, *, sharing: str, xp: Namespace) -> Array:
     if sharing == "reduce":
         y = xp.sum(y, axis=-2, keepdims=True)
     *stack, m, n, t, outputs = y.shape
-    y = xp.reshape(y, (*stack, m * n * t, outputs))
-    return y.mT @ y / n
+    return second_moment(xp.reshape(y, (*stack, m * n * t, outputs)), n, xp=xp)

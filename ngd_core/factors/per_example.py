@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace
+from ngd_core._typing import Array, DType, Namespace
 from ngd_core.factors.sharing import rows
 from ngd_core.types import LayerRecord, LayerSpec
 
@@ -11,7 +11,11 @@ __all__ = ["mean_gradient", "per_example_gradients"]
 
 
 def per_example_gradients(
-    spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
 ) -> Array:
     """Gradient of each example's loss with respect to the block ``[W b]``.
 
@@ -23,13 +27,16 @@ def per_example_gradients(
         Layer.
     record : LayerRecord
         Inputs and per-example output gradients.
+    dtype : dtype, optional
+        Of the result, to which the record is cast first; the record's own if not given. At least
+        float32 either way.
     xp : namespace, optional
         Array namespace; found from the record if not given.
 
     Returns
     -------
     array, shape (M, N, *stack, rows, columns)
-        Per-example block gradients, at least float32; memory is M N times that of the layer.
+        Per-example block gradients; memory is M N times that of the layer.
 
     Raises
     ------
@@ -45,7 +52,7 @@ def per_example_gradients(
     [[[[3.0, 3.0]], [[8.0, 4.0]]]]
     """
     xp = _checks.common_namespace(xp, a=record.a, g=record.g)
-    x, y = rows(spec, record, xp=xp)
+    x, y = rows(spec, record, dtype=dtype, xp=xp)
     x = x[..., None, :, :, :]
     u = y.mT @ x
     if spec.bias:

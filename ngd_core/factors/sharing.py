@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace
+from ngd_core._typing import Array, DType, Namespace
 from ngd_core.factors.patches import patches
 from ngd_core.types import LayerRecord, LayerSpec
 
@@ -31,8 +31,14 @@ class Rows(NamedTuple):
     y: Array
 
 
-def rows(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None) -> Rows:
-    """Bring a record to the canonical layout, in at least float32.
+def rows(
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
+) -> Rows:
+    """Bring a record to the canonical layout.
 
     Parameters
     ----------
@@ -40,6 +46,8 @@ def rows(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None) -
         Layer.
     record : LayerRecord
         Its inputs and per-example output gradients.
+    dtype : dtype, optional
+        Of the result; the record's own if not given. At least float32 either way.
     xp : namespace, optional
         Array namespace; found from the record if not given.
 
@@ -54,7 +62,7 @@ def rows(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None) -
     TypeError
         If the arrays are of different libraries or not real floating.
     ValueError
-        If the shapes fit neither the layer nor each other, or the batch is empty.
+        If the shapes fit neither the layer nor each other, or there is nothing in the batch.
 
     Examples
     --------
@@ -69,7 +77,7 @@ def rows(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None) -
     xp = _checks.common_namespace(xp, a=a, g=g)
     _checks.floating(xp, a=a, g=g)
     _check_record(spec, a, g)
-    dtype = _xp.working(xp.result_type(a, g), xp=xp)
+    dtype = _xp.working(xp.result_type(a, g) if dtype is None else dtype, xp=xp)
     a, g = _xp.astype(a, dtype, xp=xp), _xp.astype(g, dtype, xp=xp)
     if g.ndim == a.ndim:
         g = g[None, ...]
@@ -107,8 +115,11 @@ def _check_record(spec: LayerSpec, a: Array, g: Array) -> None:
             "back-propagated vectors."
         )
         raise ValueError(msg)
-    if a.shape[0] == 0:
-        msg = f"{name}the batch is empty; leave out steps without examples."
+    if 0 in (*a.shape, *g.shape):
+        msg = (
+            f"{name}the batch is empty: a has shape {tuple(a.shape)} and g {tuple(g.shape)}; leave "
+            "out steps without examples, positions or back-propagated vectors."
+        )
         raise ValueError(msg)
 
 

@@ -189,6 +189,49 @@ def test_average_is_the_bias_corrected_ema_over_examples(backend, seed, counts, 
     assert_close(backend.numpy(weight), weights.sum(), dtype=dtype)
 
 
+@law(seed=seeds, dtype=dtypes, larger=st.sampled_from([1e4, 1e12, 1e30]))
+def test_average_that_forgets_is_the_batch(backend, seed, dtype, larger):
+    """Decay 0 after a batch of another size: nothing of it is left, not even its rounding."""
+    r = rng(seed)
+    first, second = larger * r.standard_normal((2, 2)), r.standard_normal((2, 2))
+    mean, weight = backend.numpy(
+        backend.call(
+            lambda *arrays, xp: factors.average(*arrays, count=3, decay=0.0, xp=xp),
+            backend.array(first, dtype),
+            backend.array(np.asarray(5.0), dtype),
+            backend.array(second, dtype),
+        )
+    )
+    assert np.array_equal(mean, second.astype(dtype))
+    assert float(weight) == 3.0
+
+
+@law(
+    seed=seeds,
+    rows=st.sampled_from([1, 300, 5000, 20_000]),
+    kind=st.sampled_from(["alike", "background", "one line"]),
+    bias=st.booleans(),
+)
+def test_moment_of_many_rows_is_semidefinite_to_rounding(backend, seed, rows, kind, bias):
+    """In float32, to a fraction of the least damping that is ever used (10 eps tr)."""
+    r = rng(seed)
+    x = np.broadcast_to(r.random(3) + 0.5, (rows, 3))
+    if kind == "background":
+        x = np.where(r.random((rows, 1)) < 0.7, x, r.random(3))
+    elif kind == "one line":
+        x = r.random((rows, 1)) * x
+    x = x.astype(np.float32)
+    moment = backend.numpy(
+        backend.call(
+            lambda x, *, xp: factors.second_moment(x, rows, bias=bias, xp=xp), backend.array(x)
+        )
+    ).astype(np.float64)
+    y = np.concatenate([x, np.ones((rows, int(bias)))], axis=1).astype(np.float64)
+    assert_close(moment, y.T @ y / rows, dtype="float32")
+    least = np.linalg.eigvalsh(moment)[0] / np.trace(moment)
+    assert least > -5 * np.finfo(np.float32).eps
+
+
 def test_half_precision_records_give_float32_factors():
     spec = LayerSpec("fc", "dense", 3, 2)
     a, g = rng(0).standard_normal((4, 3)), rng(1).standard_normal((4, 2))
@@ -210,6 +253,8 @@ CONV = LayerSpec("conv", "conv2d", 3, 2, geometry=Conv2dGeometry(3))
         (FC, np.ones((4, 5)), np.ones((4, 2)), ValueError, "with 5 features; expected 3"),
         (FC, np.ones((4, 3)), np.ones((5, 2)), ValueError, r"g has shape \(5, 2\); expected"),
         (FC, np.ones((0, 3)), np.ones((0, 2)), ValueError, "batch is empty"),
+        (FC, np.ones((4, 0, 3)), np.ones((4, 0, 2)), ValueError, "batch is empty"),
+        (FC, np.ones((4, 3)), np.ones((0, 4, 2)), ValueError, r"batch is empty.* g \(0, 4, 2\)"),
         (CONV, np.ones((4, 3)), np.ones((4, 2)), ValueError, "expected 4 axes"),
         (CONV, np.ones((4, 3, 2, 2)), np.ones((4, 2, 1, 1)), ValueError, "smaller than the kernel"),
         (
