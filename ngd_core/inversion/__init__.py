@@ -11,7 +11,7 @@ from ngd_core.inversion.damping import factored_damping, mean_diagonal
 from ngd_core.inversion.kronecker import kronecker_dense, kronecker_product, kronecker_solve_eigh
 from ngd_core.inversion.ops import EAGER, PURE, Ops
 from ngd_core.inversion.spd import damped_inverse, fallback_code, safe_eigh, solve_dtype
-from ngd_core.inversion.triangular import spd_inverse, triangular_inverse
+from ngd_core.inversion.triangular import spd_inverse
 
 __all__ = [
     "EAGER",
@@ -32,5 +32,4 @@ __all__ = [
     "safe_eigh",
     "solve_dtype",
     "spd_inverse",
-    "triangular_inverse",
 ]

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
-from ngd_core.inversion.damping import factored_damping
+from ngd_core.inversion.damping import factored_damping, mean_diagonal
 from ngd_core.inversion.kronecker import kronecker_product, kronecker_solve_eigh
 from ngd_core.inversion.ops import PURE, Ops
 from ngd_core.inversion.spd import FLOOR, damped_inverse, fallback_code, safe_eigh
-from ngd_core.types import OK, RAISED
+from ngd_core.types import KEPT, OK, RAISED
 
 __all__ = [
     "ExactInverse",
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class PiInverse(NamedTuple):
-    """Inverses of the separately damped factors, and whether they are good.
+    """Inverses of the separately damped factors, of one refresh and one pi.
 
     Parameters
     ----------
@@ -34,14 +34,13 @@ class PiInverse(NamedTuple):
         ``(A + pi sqrt(lambda) I)^-1``, the identity before the first refresh.
     g : array, shape (..., o, o)
         ``(G + sqrt(lambda) / pi I)^-1``, likewise.
-    good_a, good_g : array of bool, shape (...)
-        Whether each was once computed.
+    good : array of bool, shape (...)
+        Whether they were once computed.
     """
 
     a: Array
     g: Array
-    good_a: Array
-    good_g: Array
+    good: Array
 
 
 class ExactInverse(NamedTuple):
@@ -109,7 +108,7 @@ def identity_inverse(
         return _xp.zeros(stack, like=like, dtype=xp.bool, xp=xp)
 
     if split == "pi":
-        return PiInverse(identity(d), identity(o), no(), no())
+        return PiInverse(identity(d), identity(o), no())
     return ExactInverse(
         _xp.ones((*stack, d), like=like, xp=xp),
         identity(d),
@@ -135,7 +134,7 @@ def refresh_inverse(
     Parameters
     ----------
     old : PiInverse or ExactInverse
-        Decides the form, and stays where the factors cannot be used.
+        Decides the form, and stays where either factor cannot be used.
     A : array, shape (..., d, d)
         Input factor.
     G : array, shape (..., o, o)
@@ -172,10 +171,30 @@ def refresh_inverse(
     xp = _checks.common_namespace(xp, A=A, G=G)
     if isinstance(old, ExactInverse):
         return _refresh_exact(old, A, G, damping, dtype=dtype, xp=xp)
+    return _refresh_pi(old, A, G, damping, dtype=dtype, ops=ops, xp=xp)
+
+
+def _refresh_pi(
+    old: PiInverse,
+    A: Array,
+    G: Array,
+    damping: Scalar,
+    *,
+    dtype: str | None,
+    ops: Ops,
+    xp: Namespace,
+) -> tuple[PiInverse, Array]:
     for_a, for_g = factored_damping(A, G, damping, xp=xp)
-    a, good_a, code_a = damped_inverse(A, for_a, old.a, old.good_a, dtype=dtype, ops=ops, xp=xp)
-    g, good_g, code_g = damped_inverse(G, for_g, old.g, old.good_g, dtype=dtype, ops=ops, xp=xp)
-    return PiInverse(a, g, good_a, good_g), xp.maximum(code_a, code_g)
+    # one zero factor makes the product zero, whatever the other
+    present = (mean_diagonal(A, xp=xp) > 0) & (mean_diagonal(G, xp=xp) > 0)
+    present = _xp.astype(present, A.dtype, xp=xp)[..., None, None]
+    a, _, code_a = damped_inverse(A * present, for_a, old.a, old.good, dtype=dtype, ops=ops, xp=xp)
+    g, _, code_g = damped_inverse(G * present, for_g, old.g, old.good, dtype=dtype, ops=ops, xp=xp)
+    code = xp.maximum(code_a, code_g)
+    ok = code < KEPT
+    matrix = ok[..., None, None]
+    new = PiInverse(xp.where(matrix, a, old.a), xp.where(matrix, g, old.g), old.good | ok)
+    return new, code
 
 
 def _refresh_exact(
@@ -235,7 +254,7 @@ def apply_inverse(
     if isinstance(inverse, PiInverse):
         xp = _checks.common_namespace(xp, inverse=inverse.a, V=V)
         u = kronecker_product(inverse.g, inverse.a, V, xp=xp)
-        return u, inverse.good_a & inverse.good_g
+        return u, inverse.good
     xp = _checks.common_namespace(xp, inverse=inverse.a_vectors, V=V)
     u = kronecker_solve_eigh(
         (inverse.g_values, inverse.g_vectors),

@@ -58,7 +58,8 @@ def factored_damping(
     -------
     damping_a, damping_g : array, shape (...)
         What to add to the diagonals of A and G. If either factor has no trace both are
-        ``sqrt(lambda)``, the limit, whose product is the exact ``lambda I``.
+        ``sqrt(lambda)``; the Fisher is then zero, so both factors should be taken as zero for the
+        product to be ``lambda I``, as `ngd_core.inversion.refresh_inverse` does.
 
     Raises
     ------

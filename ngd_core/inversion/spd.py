@@ -66,24 +66,24 @@ def _safe(
     """Damped matrix with entries of order 1, or I: ``(matrix, scale, usable, raised)``."""
     _checks.nonnegative(damping=damping)
     eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]
+    tiny = float(xp.finfo(m.dtype).smallest_normal)
     m = _xp.astype(m, dtype, xp=xp)
     damping = _xp.scalar(damping, like=m, xp=xp)
-    zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
-    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
+    one, identity = _xp.ones((), like=m, xp=xp), _xp.eye(m.shape[-1], like=m, xp=xp)
     usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
     m = xp.where(usable[..., None, None], m, identity)
     damping = xp.where(usable, damping, one)
-    scale = xp.max(xp.linalg.diagonal(m), axis=-1)
-    scale = xp.where(scale > 0, scale, xp.where(damping > 0, damping, one))
+    scale = xp.maximum(xp.max(xp.linalg.diagonal(m), axis=-1), damping)
+    scale = xp.where(scale > 0, scale, one)
     m = m / scale[..., None, None]
     m = 0.5 * (m + m.mT)
     floor = eps * xp.mean(xp.linalg.diagonal(m), axis=-1)
     asked = damping / scale
     raised = asked < floor
     shift = xp.where(raised, floor, asked)
-    usable = usable & (shift > zero)
+    usable = usable & (shift * scale >= tiny)
     safe = xp.where(usable[..., None, None], m + shift[..., None, None] * identity, identity)
-    return safe, scale, usable, raised
+    return safe, xp.where(usable, scale, one), usable, raised
 
 
 def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Array:
@@ -134,12 +134,13 @@ def damped_inverse(
     The chain: the damping is raised to ``10 eps tr(m)`` if it is below (``eps`` of the dtype of
     `m`); the factorisation runs in `dtype`; a result that is not finite, or that a probe vector
     shows not to be an inverse, is computed again in float64 where that was not done; and if that
-    fails too the previous inverse stays.
+    fails too, or there is nothing to invert (a damped matrix too small for the reciprocals of its
+    eigenvalues), the previous inverse stays.
 
     Parameters
     ----------
     m : array, shape (..., n, n)
-        Positive semi-definite matrices; symmetrised here. Any scale of entries is fine.
+        Positive semi-definite matrices; symmetrised here.
     damping : float or array of shape () or (...)
         Added to the diagonal of `m`.
     previous : array, shape (..., n, n)
@@ -203,9 +204,10 @@ def _attempt(
     inverse = ops.spd_inverse(safe, xp=xp)
     probe = xp.cos(_xp.arange(m.shape[-1], like=safe, xp=xp))[:, None]
     residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
-    inverse = _xp.astype(inverse / scale[..., None, None], m.dtype, xp=xp)
-    ok = usable & (residual < PROBE) & xp.all(xp.isfinite(inverse), axis=(-2, -1))
-    return inverse, ok, raised
+    inverse = inverse / scale[..., None, None]
+    ok = usable & (residual < PROBE) & xp.all(_xp.fits(inverse, m.dtype, xp=xp), axis=(-2, -1))
+    inverse = xp.where(ok[..., None, None], inverse, _xp.zeros((), like=inverse, xp=xp))
+    return _xp.astype(inverse, m.dtype, xp=xp), ok, raised
 
 
 def safe_eigh(

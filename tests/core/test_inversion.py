@@ -5,7 +5,7 @@ import pytest
 from harness import dtypes, law, rng, seeds, spd
 from hypothesis import strategies as st
 
-from ngd_core import inversion
+from ngd_core import inversion, reference
 from ngd_core.inversion import EAGER, PURE, Ops
 from ngd_core.inversion.spd import FLOOR
 from ngd_core.testing import assert_close
@@ -305,11 +305,105 @@ def test_kronecker_algebra_equals_the_dense(backend, seed, d, o, damping):
     assert_close(backend.numpy(solved).reshape(-1), expected, size=d * o, kappa=1 / damping)
 
 
-@law(seed=seeds, n=orders)
-def test_triangular_inverse(backend, seed, n):
-    lower = np.linalg.cholesky(spd(rng(seed), n, 1e3))
-    got = backend.numpy(backend.call(inversion.triangular_inverse, backend.array(lower)))
-    assert_close(lower @ got, np.eye(n), size=n, kappa=40)
+@law(seed=seeds, n=orders, bad=st.booleans())
+def test_spd_inverse_inverts_or_says_that_it_cannot(backend, seed, n, bad):
+    """A stack: one positive definite matrix, and one that a library's Cholesky may choke on."""
+    r = rng(seed)
+    good, other = spd(r, n, 1e3), spd(r, n, 1e3)
+    if bad:
+        w, q = np.linalg.eigh(other)
+        w[0] = r.choice([-1.0, -1e-17, 0.0])
+        other = (q * w) @ q.T
+    got = backend.numpy(backend.call(inversion.spd_inverse, backend.array(np.stack([good, other]))))
+    assert_close(good @ got[0], np.eye(n), size=n, kappa=1e3)
+    assert_close(got[0], got[0].T)
+    if bad:
+        assert np.isnan(got[1]).all()
+    else:
+        assert_close(other @ got[1], np.eye(n), size=n, kappa=1e3)
+
+
+INDEFINITE = {
+    "negative": -np.eye(3),
+    "zero diagonal": np.ones((3, 3)) - np.eye(3),
+    "one negative eigenvalue": np.diag([1.0, 1.0, -0.5]),
+}
+
+
+@law(case=st.sampled_from(sorted(INDEFINITE)), good=st.booleans(), dtype=dtypes)
+def test_an_indefinite_matrix_raises_nowhere(backend, case, good, dtype):
+    x, still_good, code = backend.numpy(
+        inverse(backend, INDEFINITE[case], 1e-3, 2.0 * np.eye(3), good, in_dtype=dtype)
+    )
+    assert_close(x, 2.0 * np.eye(3))
+    assert (bool(still_good), int(code)) == (good, 3 if good else 4)
+
+
+EXTREMES = {
+    "damping beyond the factor": (1e-36, 1e6, 0),
+    "factor beyond the damping": (1e30, 1e-30, 1),
+    "nothing to invert": (1e-38, 0.0, 4),
+    "largest": (1e37, 1e37, 0),
+}
+
+
+@law(case=st.sampled_from(sorted(EXTREMES)), solve=st.sampled_from(["float32", None]))
+def test_extreme_scales_are_finite_and_silent(backend, case, solve):
+    """float32 factors whose scaled entries or inverses leave float32's range on the way."""
+    scale, damping, wanted = EXTREMES[case]
+    m = scale * np.asarray([[1.0, 1.0], [1.0, 1.0]])
+    x, _, code = backend.numpy(inverse(backend, m, damping, in_dtype="float32", dtype=solve))
+    assert int(code) == wanted
+    assert np.isfinite(x).all()
+    if wanted == 0:
+        assert_close(x, np.linalg.inv(m + damping * np.eye(2)), dtype="float32", kappa=10)
+
+
+@law(zero=st.sampled_from(["A", "G", "both"]), split=st.sampled_from(["pi", "exact"]), dtype=dtypes)
+def test_a_zero_factor_leaves_the_damping(backend, zero, split, dtype):
+    """G (x) A = 0, so the inverse is 1 / lambda, as the oracle has it; undamped there is none."""
+    A = np.zeros((2, 2)) if zero != "G" else np.diag([1.0, 3.0])
+    G = np.zeros((3, 3)) if zero != "A" else np.diag([1.0, 2.0, 4.0])
+    V = rng(0).standard_normal((3, 2))
+
+    def solve(A, G, V, damping, *, xp):
+        old = inversion.identity_inverse(split, (), 2, 3, like=A, xp=xp)
+        new, code = inversion.refresh_inverse(old, A, G, damping, xp=xp)
+        return inversion.apply_inverse(new, V, xp=xp)[0], code
+
+    arrays = [backend.array(x, dtype) for x in (A, G, V)]
+    u, code = backend.numpy(backend.call(solve, *arrays, backend.array(np.asarray(0.25), dtype)))
+    assert_close(u, reference.direction(V, A, G, 0.25, split), dtype=dtype, kappa=10)
+    assert_close(u, V / 0.25, dtype=dtype)
+    assert int(code) == 0
+    u, code = backend.numpy(backend.call(solve, *arrays, backend.array(np.asarray(0.0), dtype)))
+    assert_close(u, V, dtype=dtype)
+    assert int(code) == 4
+
+
+@law(bad=st.sampled_from("AG"), split=st.sampled_from(["pi", "exact"]))
+def test_one_unusable_factor_keeps_both_of_the_last_refresh(backend, bad, split):
+    """Inverses of different refreshes share no pi; they are never mixed."""
+    r = rng(0)
+    A, G, V = spd(r, 2, 10.0), spd(r, 3, 10.0), r.standard_normal((3, 2))
+    later = {"A": 100.0 * A, "G": G / 7}
+    later[bad] = np.where(np.eye(len(later[bad])) > 0, np.nan, later[bad])
+
+    def twice(A, G, later_a, later_g, V, *, xp):
+        old = inversion.identity_inverse(split, (), 2, 3, like=A, xp=xp)
+        once, _ = inversion.refresh_inverse(old, A, G, 0.1, xp=xp)
+        again, code = inversion.refresh_inverse(once, later_a, later_g, 0.1, xp=xp)
+        never, no = inversion.refresh_inverse(old, later_a, later_g, 0.1, xp=xp)
+        return (
+            [inversion.apply_inverse(inverse, V, xp=xp)[0] for inverse in (once, again, never)],
+            (code, no),
+        )
+
+    arrays = [backend.array(x) for x in (A, G, later["A"], later["G"], V)]
+    (once, again, never), codes = backend.numpy(backend.call(twice, *arrays))
+    assert np.array_equal(again, once)
+    assert_close(never, V)
+    assert [int(code) for code in codes] == [3, 4]
 
 
 @pytest.mark.parametrize(
