@@ -55,11 +55,11 @@ def check_grads(xp: Namespace | None, grads: Mapping[LayerSpec, Array], like: Ar
 
 
 def guarded(direction: Array, grad: Array, code: Array, *, xp: Namespace) -> tuple[Array, Info]:
-    """Direction in the gradient's dtype, zero if it or the gradient is not finite.
+    """Direction in the gradient's dtype, zero if the gradient is not finite or it would not be.
 
     The measure ``inner`` is ``<direction, gradient>``, which is ``u^T (F + damping) u``.
     """
-    ok = xp.all(xp.isfinite(direction)) & xp.all(xp.isfinite(grad))
+    ok = xp.all(_xp.fits(direction, grad.dtype, xp=xp)) & xp.all(xp.isfinite(grad))
     zero = _xp.zeros((), like=direction, xp=xp)
     direction = xp.where(ok, direction, zero)
     finite_grad = xp.where(ok, _xp.astype(grad, direction.dtype, xp=xp), zero)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors import average, per_example_gradients
+from ngd_core.factors import average, per_example_gradients, second_moment
 from ngd_core.inversion import PURE, Ops, damped_inverse
 from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
 from ngd_core.types import IDENTITY, OK, Hyper, Info, LayerRecord, LayerSpec
@@ -308,12 +308,20 @@ def _accumulate_block(
     count = records[span[0]].a.shape[0]
     gradients = []
     for spec in span:
-        u = per_example_gradients(spec, records[spec], xp=xp)
-        gradients.append(xp.reshape(u, (u.shape[0] * u.shape[1], -1)))
-    u = _xp.astype(xp.concat(gradients, axis=-1), block.fisher.dtype, xp=xp)
-    batch = u.mT @ u / count
-    ok = xp.all(xp.isfinite(batch))
+        u = per_example_gradients(spec, records[spec], dtype=block.fisher.dtype, xp=xp)
+        gradients.append(xp.reshape(u, (*u.shape[:2], -1)))
+    if len({u.shape[:2] for u in gradients}) > 1:
+        sizes = {s.name: tuple(u.shape[:2]) for s, u in zip(span, gradients, strict=True)}
+        msg = (
+            "records of one dense block differ in their numbers of back-propagated vectors and "
+            f"examples: {sizes}; pass those of one backward pass."
+        )
+        raise ValueError(msg)
+    u = xp.concat(gradients, axis=-1)
+    u = xp.reshape(u, (u.shape[0] * u.shape[1], -1))
+    batch = second_moment(u, count, xp=xp)
     fisher, weight = average(block.fisher, block.weight, batch, count, hyper.decay, xp=xp)
+    ok = xp.all(xp.isfinite(fisher)) & xp.isfinite(weight)
     return block._replace(
         fisher=xp.where(ok, fisher, block.fisher),
         weight=xp.where(ok, weight, block.weight),

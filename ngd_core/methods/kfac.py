@@ -79,8 +79,8 @@ class KFAC:
         with the trace norm), two Cholesky inverses a layer. "exact": ``lambda`` added to the
         product's eigenvalues, two eigendecompositions a layer.
     solve_dtype : "float32", "float64" or None
-        Dtype of factorisations. None: float64 where the library has it. Factors, inverses and
-        directions stay in the parameters' dtype, at least float32.
+        Dtype of factorisations. None: float64 where the library has it. Factors and inverses
+        stay in the parameters' dtype, at least float32; directions have the gradients' dtype.
     ops : Ops
         Replaceable operations; `ngd_core.inversion.EAGER` saves the fallbacks' cost where arrays
         are computed at once on the host.
@@ -190,7 +190,8 @@ class KFAC:
         Returns
         -------
         KFACState
-            New averages. A layer whose factor is not finite keeps its old ones and counts that.
+            New averages. A layer whose factor is not finite in the state's dtype (to which records
+            are cast) keeps its old ones and counts that.
 
         Raises
         ------
@@ -286,7 +287,8 @@ class KFAC:
             ``(F + lambda I)^-1 grad`` in the gradients' dtype; subtract it, times a step size.
         info : dict of LayerSpec to Info
             Code 4 while the inverse is the identity, 5 and a zero direction if the gradient is
-            not finite; the measure ``inner`` is ``<direction, gradient>``.
+            not finite or its direction would not be, in the gradient's dtype; the measure
+            ``inner`` is ``<direction, gradient>``.
 
         Raises
         ------
@@ -315,14 +317,10 @@ def _accumulate_layer(
     spec: LayerSpec, layer: KFACLayer, record: LayerRecord, hyper: Hyper, *, xp: Namespace
 ) -> KFACLayer:
     count = record.a.shape[0]
-    batch_a, batch_g = kronecker_factors(spec, record, xp=xp)
-    ok = xp.all(xp.isfinite(batch_a)) & xp.all(xp.isfinite(batch_g))
-    a, weight = average(
-        layer.a, layer.weight, _xp.astype(batch_a, layer.a.dtype, xp=xp), count, hyper.decay, xp=xp
-    )
-    g, _ = average(
-        layer.g, layer.weight, _xp.astype(batch_g, layer.g.dtype, xp=xp), count, hyper.decay, xp=xp
-    )
+    batch_a, batch_g = kronecker_factors(spec, record, dtype=layer.a.dtype, xp=xp)
+    a, weight = average(layer.a, layer.weight, batch_a, count, hyper.decay, xp=xp)
+    g, _ = average(layer.g, layer.weight, batch_g, count, hyper.decay, xp=xp)
+    ok = xp.all(xp.isfinite(a)) & xp.all(xp.isfinite(g)) & xp.isfinite(weight)
     return layer._replace(
         a=xp.where(ok, a, layer.a),
         g=xp.where(ok, g, layer.g),

@@ -195,6 +195,94 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, name, bad, whe
         assert not hasattr(x, "dtype") or np.isfinite(x).all()
 
 
+@law(seed=seeds, name=methods, bad=st.sampled_from([np.nan, np.inf]), dtype=dtypes)
+def test_a_non_finite_decay_is_refused_and_counted(backend, seed, name, bad, dtype):
+    r, method, hyper = rng(seed), METHODS[name], Hyper(0.1, 0.9)
+    good, other, grads = batch(r, 3), batch(r, 3), gradients(r)
+    state, wanted, _, _ = step(backend, method, [good], grads, hyper, dtype)
+    hostile = Hyper(0.1, backend.array(np.asarray(bad), dtype))
+    _, directions, refreshed, _ = step(backend, method, [other], grads, hostile, dtype, state=state)
+    for spec in SPECS:
+        assert float(refreshed[spec].measures["rejected"]) == 1
+        assert_close(directions[spec], wanted[spec], dtype=dtype)
+
+
+@law(seed=seeds, name=methods)
+def test_records_are_taken_in_the_dtype_of_the_state(backend, seed, name):
+    """Factors of a coarser dtype would not be definite enough, of a finer one not finite."""
+    r, method, hyper = rng(seed), METHODS[name], Hyper(0.0, 0.9)
+    row = {FC: LayerRecord(r.random((1, 3)) + 0.5, r.random((1, 2)) + 0.5)}
+    grad = {FC: np.ones(FC.block_shape)}
+    for record_dtype, like in (("float32", "float64"), ("float64", "float32")):
+        state = method.init([FC], backend.array(np.zeros(()), like))
+        state, directions, refreshed, _ = step(
+            backend, method, [row], grad, hyper, record_dtype, state=state
+        )
+        assert np.isfinite(directions[FC]).all()
+        assert int(refreshed[FC].code) == 1
+        if record_dtype == "float64":
+            large = {FC: LayerRecord(1e25 * row[FC].a, 1e25 * row[FC].g)}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                state, _, refreshed, _ = step(
+                    backend, method, [large], grad, hyper, record_dtype, state=state
+                )
+            assert float(refreshed[FC].measures["rejected"]) == 1
+            assert all(np.isfinite(x).all() for x in leaves(backend.numpy(state)) if is_array(x))
+
+
+def is_array(x):
+    return hasattr(x, "dtype")
+
+
+@law(seed=seeds, name=methods, larger=st.sampled_from([1e4, 1e8]), dtype=dtypes)
+def test_decay_zero_forgets_everything(backend, seed, name, larger, dtype):
+    """The direction is that of the last batch alone, also after one of another size."""
+    r, method, hyper = rng(seed), METHODS[name], Hyper(0.1, 0.0)
+    last, grads = batch(r, 3), gradients(r)
+    first = {s: LayerRecord(larger * x.a, larger * x.g) for s, x in batch(r, 3).items()}
+    _, wanted, _, _ = step(backend, method, [last], grads, hyper, dtype)
+    _, directions, _, _ = step(backend, method, [first, last], grads, hyper, dtype)
+    for spec in SPECS:
+        assert_close(directions[spec], wanted[spec], dtype=dtype)
+
+
+@law(seed=seeds, name=methods)
+def test_thousands_of_alike_examples_are_ordinary(backend, seed, name):
+    """An image's background in float32, without damping: definite enough to factorise."""
+    r, method, n = rng(seed), METHODS[name], 5000
+    records = {
+        FC: LayerRecord(
+            np.broadcast_to(r.random(3) + 0.5, (n, 3)), np.broadcast_to(r.random(2) + 0.5, (n, 2))
+        )
+    }
+    state = method.init([FC], backend.array(np.zeros(()), "float32"))
+    grad = {FC: r.standard_normal(FC.block_shape)}
+    _, directions, refreshed, info = step(
+        backend, method, [records], grad, Hyper(0.0, 0.9), "float32", state=state
+    )
+    assert int(refreshed[FC].code) == 1
+    assert np.isfinite(directions[FC]).all()
+    assert float(info[FC].measures["inner"]) > 0
+
+
+@law(name=methods)
+def test_a_direction_beyond_the_gradients_dtype_is_zero(backend, name):
+    """Code 5: 1 / damping is finite in the state's float64, not in the gradient's float32."""
+    method = METHODS[name]
+    record = {FC: LayerRecord(np.zeros((2, 3)), np.zeros((2, 2)))}
+    grad = backend.tree({FC: np.ones(FC.block_shape)}, "float32")
+    for damping, code, wanted in ((1e-45, 5, 0.0), (1e-3, 0, 1000.0)):
+        state = method.init([FC], backend.array(np.zeros(()), "float64"))
+        state = backend.call(method.accumulate, state, backend.tree(record), Hyper(damping))
+        state, _ = backend.call(method.refresh, state, Hyper(damping))
+        directions, info = backend.call(method.direction, state, grad, {}, Hyper(damping))
+        u = backend.numpy(directions[FC])
+        assert u.dtype == np.float32
+        assert_close(u, np.full(FC.block_shape, wanted), dtype="float32")
+        assert int(info[FC].code) == code
+
+
 @law(seed=seeds, name=methods, bad=st.sampled_from([np.nan, np.inf, -np.inf]), dtype=dtypes)
 def test_a_non_finite_gradient_gives_a_zero_direction(backend, seed, name, bad, dtype):
     r, method, hyper = rng(seed), METHODS[name], Hyper(0.1, 0.9)
@@ -350,6 +438,11 @@ def test_changing_hyper_parameters_compile_nothing(compiler):
     assert (f._cache_size() if compiler == "jax" else len(graphs)) == 1
 
 
+def other_size():
+    """As many vectors times examples as a batch of 2, but two vectors of one example."""
+    return {SEQ: LayerRecord(np.ones((1, 4, 2)), np.ones((2, 1, 4, 3)))}
+
+
 GRAD = {FC: np.ones(FC.block_shape)}
 STATE = KFAC().init([FC], np.zeros(()))
 
@@ -401,6 +494,13 @@ STATE = KFAC().init([FC], np.zeros(()))
             ),
             ValueError,
             r"records lack the layers \['seq', 'conv'\]",
+        ),
+        (
+            lambda: DenseNGD().accumulate(
+                DenseNGD().init(SPECS, np.zeros(())), batch(rng(0), 2) | other_size(), Hyper()
+            ),
+            ValueError,
+            r"differ in their numbers .* \{'fc': \(1, 2\), 'seq': \(2, 1\), 'conv': \(1, 2\)\}",
         ),
     ],
 )
