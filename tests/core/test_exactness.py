@@ -553,8 +553,9 @@ def small_network(seed, likelihood, bias=True, curve=None):
     r = rng(seed)
     layers = [nn.Conv2d("a", 1, 2, 2, padding=((1, 0), (0, 1)), bias=bias), curve or nn.Tanh()]
     if curve:
-        layers += [nn.MaxPool2d(2, 1), nn.Conv2d("b", 2, 2, (2, 1), groups=2, bias=bias), curve]
-    layers += [nn.Flatten(), nn.Dense("c", 4 if curve else 18, 2, bias=bias)]
+        options = {"padding": ((1, 0), (0, 1)), "groups": 2, "bias": bias}
+        layers += [nn.MaxPool2d(2, 1), nn.Conv2d("b", 2, 2, (2, 1), **options), curve]
+    layers += [nn.Flatten(), nn.Dense("c", 12 if curve else 18, 2, bias=bias)]
     c = case(r, r.standard_normal((3, 1, 3, 3)), layers, likelihood=likelihood)
     outputs = oracle(c.model).forward(c.params, c.x)
     return c, targets_of(r, likelihood, outputs), noise_of(r, likelihood, outputs, 2)
