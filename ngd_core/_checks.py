@@ -21,6 +21,7 @@ __all__ = [
     "rank",
     "same_layers",
     "shape",
+    "square",
     "unit_interval",
 ]
 
@@ -76,6 +77,14 @@ def shape(name: str, x: Array, wanted: tuple[int, ...], why: str) -> None:
     if tuple(x.shape) != wanted:
         msg = f"{name} has shape {tuple(x.shape)}; expected {wanted}: {why}."
         raise ValueError(msg)
+
+
+def square(**arrays: Array) -> None:
+    """Reject arrays whose last two axes are not those of square matrices."""
+    for name, x in arrays.items():
+        if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
+            msg = f"{name} has shape {tuple(x.shape)}; expected (..., n, n), square matrices."
+            raise ValueError(msg)
 
 
 def _number(name: str, value: Scalar, ok: bool, wanted: str) -> None:

@@ -28,8 +28,12 @@ Padding: TypeAlias = Literal["same", "valid"] | tuple[tuple[int, int], tuple[int
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    pair = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or not all(isinstance(v, int) and v >= least for v in pair)
+    ):
         msg = f"{name} is {value!r}; expected an integer >= {least}, or a pair (height, width)."
         raise ValueError(msg)
     return pair[0], pair[1]
@@ -178,7 +182,7 @@ class LayerSpec:
     ------
     ValueError
         For an unknown kind or sharing, a convolution without geometry (or a dense layer with
-        one), or channels that the groups do not divide.
+        one), sizes that are not positive integers, or channels that the groups do not divide.
 
     Examples
     --------
@@ -200,6 +204,10 @@ class LayerSpec:
     def __post_init__(self) -> None:
         _checks.one_of("kind", self.kind, ("dense", "conv2d"))
         _checks.one_of("sharing", self.sharing, ("expand", "reduce"))
+        for size, value in (("inputs", self.in_features), ("outputs", self.out_features)):
+            if not isinstance(value, int) or value < 1:
+                msg = f"Layer {self.name!r} has {value!r} {size}; expected an integer >= 1."
+                raise ValueError(msg)
         if (self.geometry is None) != (self.kind == "dense"):
             msg = (
                 f"Layer {self.name!r} of kind {self.kind!r} has geometry {self.geometry!r}; "

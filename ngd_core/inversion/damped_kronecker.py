@@ -157,8 +157,10 @@ def refresh_inverse(
 
     Raises
     ------
+    TypeError
+        For mixed or integer arrays.
     ValueError
-        If a Python `damping` is negative.
+        If a Python `damping` is negative, or a factor is not square.
 
     Examples
     --------

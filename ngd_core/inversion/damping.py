@@ -63,8 +63,10 @@ def factored_damping(
 
     Raises
     ------
+    TypeError
+        For mixed or integer arrays.
     ValueError
-        If a Python `damping` is negative.
+        If a Python `damping` is negative, or a factor is not square.
 
     Examples
     --------
@@ -75,6 +77,8 @@ def factored_damping(
     """
     _checks.nonnegative(damping=damping)
     xp = _checks.common_namespace(xp, A=A, G=G)
+    _checks.floating(xp, A=A, G=G)
+    _checks.square(A=A, G=G)
     root = xp.sqrt(_xp.scalar(damping, like=A, xp=xp))
     a, g = mean_diagonal(A, xp=xp), mean_diagonal(G, xp=xp)
     both = (a > 0) & (g > 0)

@@ -165,8 +165,10 @@ def damped_inverse(
 
     Raises
     ------
+    TypeError
+        For mixed or integer arrays.
     ValueError
-        If a Python `damping` is negative.
+        If a Python `damping` is negative, `m` is not square, or `previous` is of another shape.
 
     Examples
     --------
@@ -177,6 +179,9 @@ def damped_inverse(
     ([[0.6667, -0.3333], [-0.3333, 0.6667]], True, 0)
     """
     xp = _checks.common_namespace(xp, m=m, previous=previous)
+    _checks.floating(xp, m=m)
+    _checks.square(m=m)
+    _checks.shape("previous", previous, tuple(m.shape), "that of m")
     work = solve_dtype(dtype, like=m, xp=xp)
     inverse, ok, raised = _attempt(m, damping, work, ops=ops, xp=xp)
     code = _mild(raised, xp=xp)
@@ -235,6 +240,13 @@ def safe_eigh(
         False where `m` was not finite, or the library found no finite answer; values are 1 and
         vectors those of some other matrix there.
 
+    Raises
+    ------
+    TypeError
+        For an integer array.
+    ValueError
+        If `m` is not square.
+
     Examples
     --------
     >>> import numpy as np
@@ -243,6 +255,8 @@ def safe_eigh(
     ([1.0, 2.0], True)
     """
     xp = _checks.common_namespace(xp, m=m)
+    _checks.floating(xp, m=m)
+    _checks.square(m=m)
     work = solve_dtype(dtype, like=m, xp=xp)
     original = m.dtype
     m = _xp.astype(m, work, xp=xp)

@@ -424,6 +424,35 @@ def test_one_unusable_factor_keeps_both_of_the_last_refresh(backend, bad, split)
             TypeError,
             "A is a builtins list",
         ),
+        (
+            lambda: inversion.factored_damping(np.eye(2), np.ones(2), 1.0),
+            ValueError,
+            r"G has shape \(2,\); expected \(..., n, n\)",
+        ),
+        (
+            lambda: inversion.factored_damping(np.eye(2, dtype=int), np.eye(2), 1.0),
+            TypeError,
+            "A has dtype int64",
+        ),
+        (
+            lambda: inversion.damped_inverse(np.ones((2, 3)), 1.0, np.eye(2), np.asarray(True)),
+            ValueError,
+            r"m has shape \(2, 3\); expected \(..., n, n\), square",
+        ),
+        (
+            lambda: inversion.damped_inverse(
+                np.eye(2, dtype=int), 1.0, np.eye(2), np.asarray(True)
+            ),
+            TypeError,
+            "m has dtype int64",
+        ),
+        (
+            lambda: inversion.damped_inverse(np.eye(2), 1.0, np.eye(3), np.asarray(True)),
+            ValueError,
+            r"previous has shape \(3, 3\); expected \(2, 2\)",
+        ),
+        (lambda: inversion.safe_eigh(np.ones((2, 3))), ValueError, "m has shape"),
+        (lambda: inversion.safe_eigh(np.eye(2, dtype=int)), TypeError, "m has dtype int64"),
     ],
 )
 def test_wrong_arguments_get_one_clear_sentence(call, error, sentence):
