@@ -47,7 +47,8 @@ def constraint_scale(quadratic: Array, bound: Scalar, *, xp: Namespace | None = 
     _checks.positive(bound=bound)
     xp = _checks.common_namespace(xp, quadratic=quadratic)
     one = _xp.ones((), like=quadratic, xp=xp)
-    over = quadratic > _xp.scalar(bound, like=quadratic, xp=xp)
+    bound = _xp.scalar(bound, like=quadratic, xp=xp)
+    over = quadratic > bound
     return xp.sqrt(xp.where(over, bound / xp.where(over, quadratic, one), one))
 
 
@@ -96,4 +97,6 @@ def kl_clip_scale(
     total = inner[0]
     for part in inner[1:]:
         total = total + part
+    xp = _checks.common_namespace(xp, inner=total)
+    lr = _xp.scalar(lr, like=total, xp=xp)
     return constraint_scale(lr * lr * total, clip, xp=xp)

@@ -1,7 +1,8 @@
 """First-order rules on mappings of arrays: what a direction, or a plain gradient, becomes.
 
 Each is a pure function from a state and directions to steps and the next state; `sgd` applies
-steps to parameters. Keys are whatever the caller likes: layer names, `LayerSpec` objects.
+steps to parameters. Keys are whatever the caller likes: layer names, `LayerSpec` objects. What
+gets no direction in a step keeps its state; scalars given as arrays change no dtype.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class AdamState(NamedTuple):
     count : array of float, shape ()
         Steps taken.
     first, second : dict
-        Averages of the gradient and of its square, as the parameters.
+        Averages of the gradient and of its square, shaped as the parameters, in at least float32.
     """
 
     count: Array
@@ -45,6 +46,13 @@ def _entries(name: str, got: Mapping[Any, Array], known: Mapping[Any, Array], wh
         if key not in known:
             msg = f"{name} {key!r} has no entry in the {what}; both come from the same parameters."
             raise ValueError(msg)
+
+
+def _in_dtype_of(x: Array, value: Scalar, xp: Namespace | None) -> Scalar:
+    """Python number as it is, 0-d array in the dtype of `x`."""
+    if isinstance(value, (int, float)):
+        return value
+    return _xp.astype(value, x.dtype, xp=_checks.common_namespace(xp, array=x, scalar=value))
 
 
 def momentum_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -> dict[Key, Array]:
@@ -78,6 +86,7 @@ def momentum(
     *,
     decay: Scalar = 0.9,
     nesterov: bool = False,
+    xp: Namespace | None = None,
 ) -> tuple[dict[Key, Array], dict[Key, Array]]:
     """Heavy-ball momentum ``m <- decay m + d``, as in PyTorch without dampening.
 
@@ -92,18 +101,20 @@ def momentum(
         ``mu``, in [0, 1].
     nesterov : bool
         Step along ``d + decay m`` instead of ``m``.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
 
     Returns
     -------
     steps : dict of arrays
-        To be multiplied by the step size and subtracted.
+        To be multiplied by the step size and subtracted; one for each direction.
     velocity : dict of arrays
-        New velocity.
+        New velocity; unchanged where there is no direction.
 
     Raises
     ------
     ValueError
-        If a Python `decay` is outside [0, 1].
+        If a Python `decay` is outside [0, 1], or a direction has no velocity.
 
     Examples
     --------
@@ -113,13 +124,21 @@ def momentum(
     """
     _checks.unit_interval(decay=decay)
     _entries("direction", directions, velocity, "velocity")
-    moved = {key: decay * velocity[key] + d for key, d in directions.items()}
-    if not nesterov:
-        return moved, moved
-    return {key: d + decay * moved[key] for key, d in directions.items()}, moved
+    moved, steps = dict(velocity), {}
+    for key, d in directions.items():
+        mu = _in_dtype_of(d, decay, xp)
+        moved[key] = mu * velocity[key] + d
+        steps[key] = d + mu * moved[key] if nesterov else moved[key]
+    return steps, moved
 
 
-def sgd(params: Mapping[Key, Array], steps: Mapping[Key, Array], lr: Scalar) -> dict[Key, Array]:
+def sgd(
+    params: Mapping[Key, Array],
+    steps: Mapping[Key, Array],
+    lr: Scalar,
+    *,
+    xp: Namespace | None = None,
+) -> dict[Key, Array]:
     """Parameters moved against the steps, ``p - lr s``.
 
     Parameters
@@ -128,11 +147,18 @@ def sgd(params: Mapping[Key, Array], steps: Mapping[Key, Array], lr: Scalar) -> 
         Parameters and steps; parameters without a step stay.
     lr : float or array of shape ()
         Step size.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
 
     Returns
     -------
     dict of arrays
         New parameters.
+
+    Raises
+    ------
+    ValueError
+        If a step has no parameter.
 
     Examples
     --------
@@ -141,7 +167,10 @@ def sgd(params: Mapping[Key, Array], steps: Mapping[Key, Array], lr: Scalar) -> 
     {'w': array([0.75])}
     """
     _entries("step", steps, params, "parameters")
-    return {key: p - lr * steps[key] if key in steps else p for key, p in params.items()}
+    return {
+        key: p - _in_dtype_of(p, lr, xp) * steps[key] if key in steps else p
+        for key, p in params.items()
+    }
 
 
 def adam_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -> AdamState:
@@ -166,8 +195,12 @@ def adam_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -> Ad
     {'w': array([0.])}
     """
     xp = _namespace(xp, "parameter", params)
-    count = _xp.zeros((), like=next(iter(params.values())), xp=xp)
-    return AdamState(count, momentum_init(params, xp=xp), momentum_init(params, xp=xp))
+
+    def zeros(shape: tuple[int, ...], p: Array) -> Array:
+        return _xp.zeros(shape, like=p, dtype=_xp.working(p.dtype, xp=xp), xp=xp)
+
+    first, second = ({key: zeros(tuple(p.shape), p) for key, p in params.items()} for _ in range(2))
+    return AdamState(zeros((), next(iter(params.values()))), first, second)
 
 
 def adam(
@@ -187,7 +220,7 @@ def adam(
     grads : mapping of arrays
         Gradients of the mean loss.
     betas : tuple of float
-        ``beta_1`` and ``beta_2``.
+        ``beta_1`` and ``beta_2``, in [0, 1].
     eps : float
         Added to the root of the second average.
     xp : namespace, optional
@@ -196,9 +229,14 @@ def adam(
     Returns
     -------
     steps : dict of arrays
-        To be multiplied by the step size and subtracted.
+        To be multiplied by the step size and subtracted; in the gradients' dtype.
     state : AdamState
-        New state.
+        New state; averages stay where there is no gradient.
+
+    Raises
+    ------
+    ValueError
+        If a Python beta is outside [0, 1], or a gradient has no entry in the state.
 
     Examples
     --------
@@ -209,10 +247,18 @@ def adam(
     """
     xp = _namespace(xp, "gradient", grads)
     _entries("gradient", grads, state.first, "state")
-    one, two = betas
+    _checks.unit_interval(beta_1=betas[0], beta_2=betas[1])
     count = state.count + 1
-    first = {key: one * state.first[key] + (1 - one) * g for key, g in grads.items()}
-    second = {key: two * state.second[key] + (1 - two) * g * g for key, g in grads.items()}
+    one, two = (_in_dtype_of(count, beta, xp) for beta in betas)
     fix_one, fix_two = 1 - one**count, 1 - two**count
-    steps = {key: (first[key] / fix_one) / (xp.sqrt(second[key] / fix_two) + eps) for key in grads}
+    first, second, steps = dict(state.first), dict(state.second), {}
+    for key, grad in grads.items():
+        dtype = first[key].dtype
+        g = _xp.astype(grad, dtype, xp=xp)
+        a, b = (_in_dtype_of(g, beta, xp) for beta in betas)
+        first[key] = a * first[key] + (1 - a) * g
+        second[key] = b * second[key] + (1 - b) * g * g
+        mean = first[key] / _xp.astype(fix_one, dtype, xp=xp)
+        square = second[key] / _xp.astype(fix_two, dtype, xp=xp)
+        steps[key] = _xp.astype(mean / (xp.sqrt(square) + eps), grad.dtype, xp=xp)
     return steps, AdamState(count, first, second)

@@ -70,6 +70,70 @@ def test_parameters_without_a_step_stay():
     assert_close(moved["w"], [0.5, 0.5])
 
 
+@law(seed=seeds)
+def test_what_gets_no_direction_keeps_its_state(backend, seed):
+    """A layer that is left out of a step is still there in the next, as it was."""
+    params, gradients = problem(seed)
+
+    def run(params, gradients, *, xp):
+        first, second = gradients[0], {"w": gradients[1]["w"]}
+        _, velocity = step.momentum(step.momentum_init(params, xp=xp), first, xp=xp)
+        steps, later = step.momentum(velocity, second, xp=xp)
+        _, state = step.adam(step.adam_init(params, xp=xp), first, xp=xp)
+        adam_steps, after = step.adam(state, second, xp=xp)
+        return velocity, steps, later, state, adam_steps, after
+
+    arrays = backend.tree(params), backend.tree(gradients)
+    velocity, steps, later, state, adam_steps, after = backend.numpy(backend.call(run, *arrays))
+    assert sorted(steps) == sorted(adam_steps) == ["w"]
+    assert np.array_equal(later["b"], velocity["b"])
+    for old, new in ((state.first, after.first), (state.second, after.second)):
+        assert np.array_equal(new["b"], old["b"])
+        assert not np.array_equal(new["w"], old["w"])
+
+
+@law(seed=seeds)
+def test_scalars_given_as_arrays_change_no_dtype(backend, seed):
+    """float64 step sizes and decays, as leaves of a compiled step, and float32 parameters."""
+    params, gradients = problem(seed)
+
+    def run(params, grads, lr, decay, *, xp):
+        steps, velocity = step.momentum(
+            step.momentum_init(params, xp=xp), grads, decay=decay, nesterov=True, xp=xp
+        )
+        adam_steps, state = step.adam(
+            step.adam_init(params, xp=xp), grads, betas=(decay, decay), xp=xp
+        )
+        inner = xp.sum(grads["b"] * grads["b"])
+        scale = step.kl_clip_scale({"b": Info(inner, {"inner": inner})}, lr, lr, xp=xp)
+        moved = step.sgd(params, steps, lr, xp=xp)
+        return moved, steps, velocity, adam_steps, state.first, state.second, {"scale": scale}
+
+    out = backend.call(
+        run,
+        backend.tree(params, "float32"),
+        backend.tree(gradients[0], "float32"),
+        backend.array(np.asarray(0.1)),
+        backend.array(np.asarray(0.9)),
+    )
+    for part in backend.numpy(out):
+        assert {str(x.dtype) for x in part.values()} == {"float32"}
+    assert_close(backend.numpy(out)[1]["w"], 1.9 * gradients[0]["w"], dtype="float32")
+
+
+def test_adam_in_half_precision_counts_and_divides_in_float32():
+    """float16 stops counting at 2048 and has no 1e-8; a constant gradient's step is its sign."""
+    params = {"w": np.ones(3, np.float16)}
+    grads = {"w": np.asarray([1e-3, -2.0, 0.0], np.float16)}
+    state = step.adam_init(params)._replace(count=np.asarray(5000.0, np.float32))
+    state = state._replace(first={"w": 1 * grads["w"].astype(np.float32)})
+    state = state._replace(second={"w": grads["w"].astype(np.float32) ** 2})
+    steps, state = step.adam(state, grads)
+    assert steps["w"].dtype == np.float16
+    assert_close(steps["w"], [1.0, -1.0, 0.0], dtype="float16")
+    assert float(state.count) == 5001.0
+
+
 @law(seed=seeds, n=st.integers(1, 5), log_bound=st.integers(-4, 4), dtype=dtypes)
 def test_constraint_bounds_the_quadratic(backend, seed, n, log_bound, dtype):
     """The scaled step's quadratic is the smaller of the step's own and the bound."""
@@ -128,6 +192,10 @@ def test_kl_clip_is_the_constraint_on_the_sum_over_layers(backend, seed, layers,
             "step 'b' has no entry in the parameters",
         ),
         (lambda: step.momentum_init({}), "parameter is empty"),
+        (
+            lambda: step.adam(step.adam_init({"w": np.ones(1)}), {"w": np.ones(1)}, betas=(0.9, 2)),
+            "beta_2 is 2; expected a number between 0 and 1",
+        ),
     ],
 )
 def test_mistakes_get_one_clear_sentence(call, sentence):
