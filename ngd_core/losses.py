@@ -33,7 +33,8 @@ FisherKind: TypeAlias = Literal["exact", "mc", "empirical"]
 class Likelihood:
     """A loss ``l(f, y) = -log p(y | f)`` and what a natural gradient needs of it.
 
-    Every function takes a keyword ``xp``, the array namespace, found from `outputs` if not given.
+    Every function takes a keyword ``xp``, the array namespace, found from the arrays if not given.
+    Results have the dtype of `outputs`; targets and noise are cast to it, but for labels.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ class Likelihood:
     noise_shape: Callable[[Array], tuple[int, ...]]
 
 
-def _border(outputs: Array, xp: Namespace | None) -> Namespace:
-    xp = _checks.common_namespace(xp, outputs=outputs)
+def _border(outputs: Array, xp: Namespace | None, **others: Array) -> Namespace:
+    xp = _checks.common_namespace(xp, outputs=outputs, **others)
     _checks.floating(xp, outputs=outputs)
     _checks.rank(2, outputs=outputs)
     return xp
@@ -103,18 +104,11 @@ def _one_hot(targets: Array, outputs: Array, *, xp: Namespace) -> Array:
     return _xp.astype(targets[..., None] == classes, outputs.dtype, xp=xp)
 
 
-def _broadcasts(targets: tuple[int, ...], outputs: tuple[int, ...]) -> bool:
-    """Equal shapes, or several samples of targets for one set of outputs."""
-    return tuple(targets) == tuple(outputs) or (
-        len(targets) == len(outputs) and outputs[0] == 1 and targets[1:] == outputs[1:]
-    )
-
-
 def _labels(targets: Array, outputs: Array, xp: Namespace) -> None:
     if not xp.isdtype(targets.dtype, "integral"):
         msg = f"targets have dtype {targets.dtype}; categorical targets are integer class labels."
         raise TypeError(msg)
-    if not _broadcasts(targets.shape, outputs.shape[:-1]):
+    if tuple(targets.shape) != tuple(outputs.shape[:-1]):
         msg = (
             f"targets have shape {tuple(targets.shape)} for outputs of shape "
             f"{tuple(outputs.shape)}; expected one label where the outputs have a row of logits."
@@ -122,8 +116,13 @@ def _labels(targets: Array, outputs: Array, xp: Namespace) -> None:
         raise ValueError(msg)
 
 
+def _noise(noise: Array, outputs: Array, *, xp: Namespace) -> Array:
+    _checks.floating(xp, noise=noise)
+    return _xp.astype(noise, outputs.dtype, xp=xp)
+
+
 def _categorical_value(outputs: Array, targets: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
+    xp = _border(outputs, xp, targets=targets)
     _labels(targets, outputs, xp)
     shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
     normaliser = xp.log(xp.sum(xp.exp(shifted), axis=-1))
@@ -132,15 +131,15 @@ def _categorical_value(outputs: Array, targets: Array, *, xp: Namespace | None =
 
 
 def _categorical_gradient(outputs: Array, targets: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
+    xp = _border(outputs, xp, targets=targets)
     _labels(targets, outputs, xp)
     return _softmax(outputs, xp=xp) - _one_hot(targets, outputs, xp=xp)
 
 
 def _categorical_sample(outputs: Array, noise: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
+    xp = _border(outputs, xp, noise=noise)
     cumulative = xp.cumulative_sum(_softmax(outputs, xp=xp), axis=-1)
-    below = cumulative[..., :-1] <= noise[..., None]
+    below = cumulative[..., :-1] <= _noise(noise, outputs, xp=xp)[..., None]
     return xp.sum(_xp.astype(below, xp.int32, xp=xp), axis=-1, dtype=xp.int32)
 
 
@@ -153,22 +152,24 @@ def _categorical_root(outputs: Array, *, xp: Namespace | None = None) -> Array:
 
 
 def _sigmoid(x: Array, *, xp: Namespace) -> Array:
-    return 0.5 * (xp.tanh(0.5 * x) + 1)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, _xp.ones((), like=x, xp=xp), e) / (1 + e)
 
 
-def _same_shape(outputs: Array, targets: Array) -> None:
-    if not _broadcasts(targets.shape, outputs.shape):
+def _values(targets: Array, outputs: Array, *, xp: Namespace) -> Array:
+    """Targets in the dtype of the outputs, after a look at their shape."""
+    if tuple(targets.shape) != tuple(outputs.shape):
         msg = (
             f"targets have shape {tuple(targets.shape)}; expected that of the outputs, "
             f"{tuple(outputs.shape)}."
         )
         raise ValueError(msg)
+    return _xp.astype(targets, outputs.dtype, xp=xp)
 
 
 def _bernoulli_value(outputs: Array, targets: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
-    _same_shape(outputs, targets)
-    targets = _xp.astype(targets, outputs.dtype, xp=xp)
+    xp = _border(outputs, xp, targets=targets)
+    targets = _values(targets, outputs, xp=xp)
     softplus = xp.maximum(outputs, _xp.zeros((), like=outputs, xp=xp)) + xp.log1p(
         xp.exp(-xp.abs(outputs))
     )
@@ -176,38 +177,36 @@ def _bernoulli_value(outputs: Array, targets: Array, *, xp: Namespace | None = N
 
 
 def _bernoulli_gradient(outputs: Array, targets: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
-    _same_shape(outputs, targets)
-    return _sigmoid(outputs, xp=xp) - _xp.astype(targets, outputs.dtype, xp=xp)
+    xp = _border(outputs, xp, targets=targets)
+    return _sigmoid(outputs, xp=xp) - _values(targets, outputs, xp=xp)
 
 
 def _bernoulli_sample(outputs: Array, noise: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
-    return _xp.astype(noise < _sigmoid(outputs, xp=xp), outputs.dtype, xp=xp)
+    xp = _border(outputs, xp, noise=noise)
+    success = _noise(noise, outputs, xp=xp) < _sigmoid(outputs, xp=xp)
+    return _xp.astype(success, outputs.dtype, xp=xp)
 
 
 def _bernoulli_root(outputs: Array, *, xp: Namespace | None = None) -> Array:
     xp = _border(outputs, xp)
-    p = _sigmoid(outputs, xp=xp)
+    variance = _sigmoid(outputs, xp=xp) * _sigmoid(-outputs, xp=xp)
     identity = _xp.eye(outputs.shape[-1], like=outputs, xp=xp)
-    return _root(identity * xp.sqrt(p * (1 - p))[..., None], xp=xp)
+    return _root(identity * xp.sqrt(variance)[..., None], xp=xp)
 
 
 def _gaussian_value(outputs: Array, targets: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
-    _same_shape(outputs, targets)
-    return _per_example(0.5 * (outputs - targets) ** 2, xp=xp)
+    xp = _border(outputs, xp, targets=targets)
+    return _per_example(0.5 * (outputs - _values(targets, outputs, xp=xp)) ** 2, xp=xp)
 
 
 def _gaussian_gradient(outputs: Array, targets: Array, *, xp: Namespace | None = None) -> Array:
-    xp = _border(outputs, xp)
-    _same_shape(outputs, targets)
-    return outputs - targets
+    xp = _border(outputs, xp, targets=targets)
+    return outputs - _values(targets, outputs, xp=xp)
 
 
 def _gaussian_sample(outputs: Array, noise: Array, *, xp: Namespace | None = None) -> Array:
-    _border(outputs, xp)
-    return outputs + noise
+    xp = _border(outputs, xp, noise=noise)
+    return outputs + _noise(noise, outputs, xp=xp)
 
 
 def _gaussian_root(outputs: Array, *, xp: Namespace | None = None) -> Array:
@@ -343,6 +342,6 @@ def fisher_vectors(
     if tuple(noise.shape[1:]) != one:
         msg = f"noise has shape {tuple(noise.shape)}; expected (samples, *{one})."
         raise ValueError(msg)
-    samples = likelihood.sample(outputs[None, ...], noise, xp=xp)
-    gradients = likelihood.gradient(outputs[None, ...], samples, xp=xp)
-    return gradients / samples.shape[0] ** 0.5
+    repeated = xp.broadcast_to(outputs, (noise.shape[0], *outputs.shape))
+    samples = likelihood.sample(repeated, noise, xp=xp)
+    return likelihood.gradient(repeated, samples, xp=xp) / noise.shape[0] ** 0.5

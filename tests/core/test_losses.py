@@ -141,6 +141,36 @@ def test_fisher_vectors_equal_the_oracle(backend, seed, name, shape, kind):
     assert_close(moment(vectors), moment(wanted), size=10)
 
 
+@law(logit=st.integers(5, 60), dtype=dtypes)
+def test_tails_keep_their_relative_accuracy(backend, logit, dtype):
+    """Where a sigmoid is almost 0 or 1 the gradient and the root still have all their digits."""
+    logits = backend.array(np.asarray([[-float(logit), float(logit)]]), dtype)
+    targets = backend.array(np.asarray([[0.0, 0.0]]), dtype)
+    tail = np.exp(-float(logit)) / (1 + np.exp(-float(logit)))
+    gradient = backend.numpy(backend.call(losses.bernoulli.gradient, logits, targets))
+    assert_close(gradient[0, :1], [tail], dtype=dtype, size=logit)
+    assert_close(gradient[0, 1:], [1 - tail], dtype=dtype)
+    root = backend.numpy(backend.call(losses.bernoulli.hessian_root, logits))
+    sd = np.sqrt(tail * (1 - tail))
+    assert_close(root[:, 0, :], np.diag([sd, sd]), dtype=dtype, size=logit)
+
+
+@law(dtype=dtypes)
+def test_targets_take_the_dtype_of_the_outputs(backend, dtype):
+    """Whole numbers for targets, and noise of another precision, change no dtype."""
+    outputs = backend.array(np.asarray([[0.5, -1.0]]), dtype)
+    whole = backend.array(np.asarray([[1, 0]]))
+    noise = backend.array(np.asarray([[0.25, 0.75]]))
+    for likelihood in (losses.gaussian, losses.bernoulli):
+        for function in (likelihood.value, likelihood.gradient):
+            got = backend.numpy(backend.call(function, outputs, whole))
+            wanted = backend.call(function, outputs, backend.array([[1.0, 0.0]], dtype))
+            assert str(got.dtype) == dtype
+            assert np.array_equal(got, backend.numpy(wanted))
+        sample = backend.numpy(backend.call(likelihood.sample, outputs, noise))
+        assert str(sample.dtype) == dtype
+
+
 @law(name=names, dtype=dtypes, scale=st.sampled_from([1e3, 1e4]))
 def test_extreme_logits_stay_finite(backend, name, dtype, scale):
     outputs = scale * np.asarray([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0]])
@@ -186,6 +216,16 @@ LOGITS = np.zeros((4, 3))
             r"targets have shape \(1, 3\); expected that of the outputs, \(4, 3\)",
         ),
         (
+            lambda: losses.gaussian.value(LOGITS[:1], np.zeros((5, 3))),
+            ValueError,
+            r"targets have shape \(5, 3\); expected that of the outputs, \(1, 3\)",
+        ),
+        (
+            lambda: losses.categorical.value(LOGITS[:1], np.zeros(5, int)),
+            ValueError,
+            r"targets have shape \(5,\) for outputs of shape \(1, 3\)",
+        ),
+        (
             lambda: losses.gaussian.gradient(LOGITS, np.zeros((4, 2))),
             ValueError,
             r"targets have shape \(4, 2\); expected",
@@ -221,3 +261,15 @@ LOGITS = np.zeros((4, 3))
 def test_mistakes_get_one_clear_sentence(call, error, sentence):
     with pytest.raises(error, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("wrong", [[[0, 1]], "torch"])
+def test_foreign_targets_and_noise_get_one_clear_sentence(name, wrong):
+    import torch
+
+    likelihood = losses.get(name)
+    wrong = torch.zeros((4, 3)) if wrong == "torch" else wrong
+    for function in (likelihood.value, likelihood.gradient, likelihood.sample):
+        with pytest.raises(TypeError, match=r"(targets|noise) is a .*; (expected|convert)"):
+            function(LOGITS, wrong)
