@@ -55,7 +55,7 @@ dist: $(VENV)/.base  ## Build the source archive, and from it the wheel, in dist
 
 clean:  ## Remove everything that these targets made, .venv included
 	rm -rf $(VENV) demo dist docs/_build docs/generated .coverage htmlcov \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+		.jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up. A stamp is as new as the last install; pyproject.toml or constraints.txt renew it.
