@@ -47,7 +47,7 @@ PACKAGES = {
     "_xp": ARRAY_API,
     "reference": {"numpy"},
     "testing": {"numpy", "hypothesis", "pytest"},
-    "lab": {"numpy", "rich", "matplotlib", "sklearn"} | FRAMEWORKS,
+    "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl"} | FRAMEWORKS,
 }
 # A unit that loads these inside functions only, when asked to use them.
 LAZY = {"lab": FRAMEWORKS}
