@@ -92,8 +92,10 @@ class KFAC:
 
     Notes
     -----
-    Exact, with ``sharing="expand"`` and no damping: for one example without shared positions,
-    and for deep linear networks with square loss; see the table in `ngd_core.reference`.
+    Without damping the block is the exact Fisher's for one example without shared positions, and
+    for deep linear networks with square loss: with shared positions by "expand" if the loss is
+    taken at every position and nothing mixes positions behind the layer, by "reduce" if they are
+    pooled behind maps that treat all of them alike (tests/core/test_exactness.py, both ways).
     For zero-padded convolutions the invariance to affine reparametrisation needs maps without a
     shift, or valid padding: this qualifier is ours [derived and measured], not the paper's.
 
