@@ -8,6 +8,8 @@ result, and a code says so.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace, Scalar
 from ngd_core.inversion.ops import PURE, Ops
@@ -60,18 +62,29 @@ def solve_dtype(wanted: str | None, *, like: Array, xp: Namespace) -> DType:
     return like.dtype if wanted == "float32" or double is None else double
 
 
-def _safe(
-    m: Array, damping: Scalar, dtype: DType, *, xp: Namespace
-) -> tuple[Array, Array, Array, Array]:
-    """Damped matrix with entries of order 1, or I: ``(matrix, scale, usable, raised)``."""
+class Scaled(NamedTuple):
+    """A matrix made fit for factorising: ``matrix + shift I`` is safely positive definite.
+
+    ``m + damping I = scale (matrix + shift I)`` with entries of order 1. Where nothing usable
+    came, `matrix` is 0 and `shift` 1. `raised` tells where the damping asked for was too small.
+    """
+
+    matrix: Array
+    shift: Array
+    scale: Array
+    usable: Array
+    raised: Array
+
+
+def scaled(m: Array, damping: Scalar, dtype: DType, *, xp: Namespace) -> Scaled:
+    """Symmetrise, scale to entries of order 1, and raise the damping to the floor."""
     _checks.nonnegative(damping=damping)
     eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]
     m = _xp.astype(m, dtype, xp=xp)
     damping = _xp.scalar(damping, like=m, xp=xp)
     zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
-    identity = _xp.eye(m.shape[-1], like=m, xp=xp)
     usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
-    m = xp.where(usable[..., None, None], m, identity)
+    m = xp.where(usable[..., None, None], m, zero)
     damping = xp.where(usable, damping, one)
     scale = xp.max(xp.linalg.diagonal(m), axis=-1)
     scale = xp.where(scale > 0, scale, xp.where(damping > 0, damping, one))
@@ -82,8 +95,14 @@ def _safe(
     raised = asked < floor
     shift = xp.where(raised, floor, asked)
     usable = usable & (shift > zero)
-    safe = xp.where(usable[..., None, None], m + shift[..., None, None] * identity, identity)
-    return safe, scale, usable, raised
+    m = xp.where(usable[..., None, None], m, zero)
+    return Scaled(m, xp.where(usable, shift, one), scale, usable, raised)
+
+
+def shifted(part: Scaled, *, xp: Namespace) -> Array:
+    """Form ``matrix + shift I``."""
+    identity = _xp.eye(part.matrix.shape[-1], like=part.matrix, xp=xp)
+    return part.matrix + part.shift[..., None, None] * identity
 
 
 def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Array:
@@ -114,7 +133,7 @@ def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Arra
     return xp.where(ok, mild, xp.where(good, kept, identity))
 
 
-def _mild(raised: Array, *, xp: Namespace) -> Array:
+def mild_code(raised: Array, *, xp: Namespace) -> Array:
     codes = (_xp.full((), c, like=raised, dtype=xp.int32, xp=xp) for c in (RAISED, OK))
     return xp.where(raised, *codes)
 
@@ -178,7 +197,7 @@ def damped_inverse(
     xp = _checks.common_namespace(xp, m=m, previous=previous)
     work = solve_dtype(dtype, like=m, xp=xp)
     inverse, ok, raised = _attempt(m, damping, work, ops=ops, xp=xp)
-    code = _mild(raised, xp=xp)
+    code = mild_code(raised, xp=xp)
     double = _xp.double(xp=xp)
     if double is not None and double != work:
 
@@ -199,13 +218,14 @@ def damped_inverse(
 def _attempt(
     m: Array, damping: Scalar, dtype: DType, *, ops: Ops, xp: Namespace
 ) -> tuple[Array, Array, Array]:
-    safe, scale, usable, raised = _safe(m, damping, dtype, xp=xp)
+    part = scaled(m, damping, dtype, xp=xp)
+    safe = shifted(part, xp=xp)
     inverse = ops.spd_inverse(safe, xp=xp)
     probe = xp.cos(_xp.arange(m.shape[-1], like=safe, xp=xp))[:, None]
     residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
-    inverse = _xp.astype(inverse / scale[..., None, None], m.dtype, xp=xp)
-    ok = usable & (residual < PROBE) & xp.all(xp.isfinite(inverse), axis=(-2, -1))
-    return inverse, ok, raised
+    inverse = _xp.astype(inverse / part.scale[..., None, None], m.dtype, xp=xp)
+    ok = part.usable & (residual < PROBE) & xp.all(xp.isfinite(inverse), axis=(-2, -1))
+    return inverse, ok, part.raised
 
 
 def safe_eigh(
