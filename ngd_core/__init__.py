@@ -1,7 +1,7 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
-from ngd_core import factors, inversion, losses, step
-from ngd_core.methods import KFAC, DenseNGD
+from ngd_core import factors, inversion, losses, reconstruction, step
+from ngd_core.methods import KFAC, SNGD, DenseNGD
 from ngd_core.types import (
     CODE_MEANING,
     Conv2dGeometry,
@@ -22,8 +22,10 @@ __all__ = [
     "LayerRecord",
     "LayerSpec",
     "Method",
+    "SNGD",
     "factors",
     "inversion",
     "losses",
+    "reconstruction",
     "step",
 ]

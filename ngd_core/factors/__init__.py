@@ -2,6 +2,7 @@
 
 from ngd_core.factors.average import average
 from ngd_core.factors.kronecker import input_factor, kronecker_factors, output_factor
+from ngd_core.factors.local import linear_fisher, relu_fisher
 from ngd_core.factors.moment import second_moment
 from ngd_core.factors.per_example import mean_gradient, per_example_gradients
 from ngd_core.factors.sharing import Rows, join, rows, split
@@ -12,9 +13,11 @@ __all__ = [
     "input_factor",
     "join",
     "kronecker_factors",
+    "linear_fisher",
     "mean_gradient",
     "output_factor",
     "per_example_gradients",
+    "relu_fisher",
     "rows",
     "second_moment",
     "split",

@@ -8,6 +8,8 @@ result, and a code says so.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace, Scalar
 from ngd_core.inversion.ops import PURE, Ops
@@ -60,18 +62,30 @@ def solve_dtype(wanted: str | None, *, like: Array, xp: Namespace) -> DType:
     return like.dtype if wanted == "float32" or double is None else double
 
 
-def _safe(
-    m: Array, damping: Scalar, dtype: DType, *, xp: Namespace
-) -> tuple[Array, Array, Array, Array]:
-    """Damped matrix with entries of order 1, or I: ``(matrix, scale, usable, raised)``."""
+class Scaled(NamedTuple):
+    """A matrix made fit for factorising: ``matrix + shift I`` is safely positive definite.
+
+    ``m + damping I = scale (matrix + shift I)`` with entries of order 1. Where nothing usable
+    came, `matrix` is 0 and `shift` 1. `raised` tells where the damping asked for was too small.
+    """
+
+    matrix: Array
+    shift: Array
+    scale: Array
+    usable: Array
+    raised: Array
+
+
+def scaled(m: Array, damping: Scalar, dtype: DType, *, xp: Namespace) -> Scaled:
+    """Symmetrise, scale to entries of order 1, and raise the damping to the floor."""
     _checks.nonnegative(damping=damping)
     eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]
     tiny = float(xp.finfo(m.dtype).smallest_normal)
     m = _xp.astype(m, dtype, xp=xp)
     damping = _xp.scalar(damping, like=m, xp=xp)
-    one, identity = _xp.ones((), like=m, xp=xp), _xp.eye(m.shape[-1], like=m, xp=xp)
+    zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
     usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
-    m = xp.where(usable[..., None, None], m, identity)
+    m = xp.where(usable[..., None, None], m, zero)
     damping = xp.where(usable, damping, one)
     scale = xp.maximum(xp.max(xp.linalg.diagonal(m), axis=-1), damping)
     scale = xp.where(scale > 0, scale, one)
@@ -82,8 +96,15 @@ def _safe(
     raised = asked < floor
     shift = xp.where(raised, floor, asked)
     usable = usable & (shift * scale >= tiny)
-    safe = xp.where(usable[..., None, None], m + shift[..., None, None] * identity, identity)
-    return safe, xp.where(usable, scale, one), usable, raised
+    m = xp.where(usable[..., None, None], m, zero)
+    shift, scale = xp.where(usable, shift, one), xp.where(usable, scale, one)
+    return Scaled(m, shift, scale, usable, raised)
+
+
+def shifted(part: Scaled, *, xp: Namespace) -> Array:
+    """Form ``matrix + shift I``."""
+    identity = _xp.eye(part.matrix.shape[-1], like=part.matrix, xp=xp)
+    return part.matrix + part.shift[..., None, None] * identity
 
 
 def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Array:
@@ -114,7 +135,7 @@ def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Arra
     return xp.where(ok, mild, xp.where(good, kept, identity))
 
 
-def _mild(raised: Array, *, xp: Namespace) -> Array:
+def mild_code(raised: Array, *, xp: Namespace) -> Array:
     codes = (_xp.full((), c, like=raised, dtype=xp.int32, xp=xp) for c in (RAISED, OK))
     return xp.where(raised, *codes)
 
@@ -184,7 +205,7 @@ def damped_inverse(
     _checks.shape("previous", previous, tuple(m.shape), "that of m")
     work = solve_dtype(dtype, like=m, xp=xp)
     inverse, ok, raised = _attempt(m, damping, work, ops=ops, xp=xp)
-    code = _mild(raised, xp=xp)
+    code = mild_code(raised, xp=xp)
     double = _xp.double(xp=xp)
     if double is not None and double != work:
 
@@ -205,14 +226,16 @@ def damped_inverse(
 def _attempt(
     m: Array, damping: Scalar, dtype: DType, *, ops: Ops, xp: Namespace
 ) -> tuple[Array, Array, Array]:
-    safe, scale, usable, raised = _safe(m, damping, dtype, xp=xp)
+    part = scaled(m, damping, dtype, xp=xp)
+    safe = shifted(part, xp=xp)
     inverse = ops.spd_inverse(safe, xp=xp)
     probe = xp.cos(_xp.arange(m.shape[-1], like=safe, xp=xp))[:, None]
     residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
-    inverse = inverse / scale[..., None, None]
-    ok = usable & (residual < PROBE) & xp.all(_xp.fits(inverse, m.dtype, xp=xp), axis=(-2, -1))
+    inverse = inverse / part.scale[..., None, None]
+    ok = part.usable & (residual < PROBE)
+    ok = ok & xp.all(_xp.fits(inverse, m.dtype, xp=xp), axis=(-2, -1))
     inverse = xp.where(ok[..., None, None], inverse, _xp.zeros((), like=inverse, xp=xp))
-    return _xp.astype(inverse, m.dtype, xp=xp), ok, raised
+    return _xp.astype(inverse, m.dtype, xp=xp), ok, part.raised
 
 
 def safe_eigh(

@@ -2,5 +2,6 @@
 
 from ngd_core.methods.dense import DenseNGD
 from ngd_core.methods.kfac import KFAC
+from ngd_core.methods.sngd import SNGD
 
-__all__ = ["KFAC", "DenseNGD"]
+__all__ = ["KFAC", "SNGD", "DenseNGD"]

@@ -5,7 +5,8 @@ layer, and compare your own code with
 
 - `parameter_jacobians`, `loss_gradients`, `output_gradients`: derivatives by the complex step;
 - `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
-- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions.
+- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions;
+- `local_fisher`, `local_fishers`, `local_direction`, `reconstructed_descent`: SNGD by its own.
 
 It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
 the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.
@@ -48,6 +49,15 @@ from ngd_core.reference.losses import (
     sample_targets,
 )
 from ngd_core.reference.network import Layer, Network
+from ngd_core.reference.sngd import (
+    local_damping,
+    local_direction,
+    local_fisher,
+    local_fishers,
+    moving_average,
+    reconstructed_descent,
+    symmetric_power,
+)
 
 __all__ = [
     "Layer",
@@ -72,6 +82,10 @@ __all__ = [
     "kron",
     "kronecker_factors",
     "layer_norm",
+    "local_damping",
+    "local_direction",
+    "local_fisher",
+    "local_fishers",
     "loss_gradient",
     "loss_gradients",
     "loss_hessian",
@@ -80,14 +94,17 @@ __all__ = [
     "max_pool2d",
     "mean_loss_gradient",
     "monte_carlo_fisher",
+    "moving_average",
     "natural_gradient",
     "output_gradients",
     "output_jacobians",
     "parameter_jacobians",
+    "reconstructed_descent",
     "relu",
     "sample_targets",
     "second_moment",
     "sigmoid",
     "solve",
+    "symmetric_power",
     "tanh",
 ]
