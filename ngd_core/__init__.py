@@ -1,7 +1,7 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
-from ngd_core import factors, inversion, losses, step
-from ngd_core.methods import KFAC, DenseNGD
+from ngd_core import factors, inversion, losses, rank_one, step, weighting
+from ngd_core.methods import FNGD, KFAC, SOFIM, DenseNGD
 from ngd_core.types import (
     CODE_MEANING,
     Conv2dGeometry,
@@ -16,14 +16,18 @@ __all__ = [
     "CODE_MEANING",
     "Conv2dGeometry",
     "DenseNGD",
+    "FNGD",
     "Hyper",
     "Info",
     "KFAC",
     "LayerRecord",
     "LayerSpec",
     "Method",
+    "SOFIM",
     "factors",
     "inversion",
     "losses",
+    "rank_one",
     "step",
+    "weighting",
 ]

@@ -15,6 +15,7 @@ from ngd_core._typing import Array, Namespace, Scalar
 __all__ = [
     "common_namespace",
     "floating",
+    "integral",
     "nonnegative",
     "one_of",
     "positive",
@@ -56,6 +57,14 @@ def floating(xp: Namespace, **arrays: Array) -> None:
                 f"{name} has dtype {x.dtype}; expected a real floating dtype; cast it first, for "
                 "example with xp.astype(x, xp.float32)."
             )
+            raise TypeError(msg)
+
+
+def integral(xp: Namespace, **arrays: Array) -> None:
+    """Reject arrays that are not of an integer dtype."""
+    for name, x in arrays.items():
+        if not xp.isdtype(x.dtype, "integral"):
+            msg = f"{name} has dtype {x.dtype}; expected an integer dtype; cast it first."
             raise TypeError(msg)
 
 

@@ -1,6 +1,8 @@
 """Natural-gradient methods: frozen dataclasses of static options, pure functions of arrays."""
 
 from ngd_core.methods.dense import DenseNGD
+from ngd_core.methods.fngd import FNGD
 from ngd_core.methods.kfac import KFAC
+from ngd_core.methods.sofim import SOFIM
 
-__all__ = ["KFAC", "DenseNGD"]
+__all__ = ["FNGD", "KFAC", "SOFIM", "DenseNGD"]

@@ -5,7 +5,8 @@ layer, and compare your own code with
 
 - `parameter_jacobians`, `loss_gradients`, `output_gradients`: derivatives by the complex step;
 - `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
-- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions.
+- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions;
+- `fngd_directions`, `sofim_direction`: FNGD over epochs, SOFIM, by dense solves.
 
 It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
 the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.
@@ -29,6 +30,15 @@ from ngd_core.reference.fisher import (
     second_moment,
     solve,
 )
+from ngd_core.reference.fngd import (
+    embedding_example_gradients,
+    example_gradients,
+    fngd_coefficients,
+    fngd_damping,
+    fngd_direction,
+    fngd_directions,
+    norm_scale_example_gradients,
+)
 from ngd_core.reference.images import (
     avg_pool2d,
     conv2d,
@@ -48,6 +58,14 @@ from ngd_core.reference.losses import (
     sample_targets,
 )
 from ngd_core.reference.network import Layer, Network
+from ngd_core.reference.sofim import sofim_direction, sofim_fisher, sofim_moment
+from ngd_core.reference.projective import (
+    dominant_eigenvectors,
+    followed_inverse,
+    lifted_inverse,
+    projective_direction,
+    weighted_average,
+)
 
 __all__ = [
     "Layer",
@@ -61,9 +79,17 @@ __all__ = [
     "dense",
     "diagonal_blocks",
     "direction",
+    "dominant_eigenvectors",
+    "embedding_example_gradients",
     "empirical_fisher",
     "exact_fisher",
+    "example_gradients",
     "flatten",
+    "fngd_coefficients",
+    "fngd_damping",
+    "fngd_direction",
+    "fngd_directions",
+    "followed_inverse",
     "gauss_newton",
     "gelu",
     "global_avg_pool2d",
@@ -72,6 +98,7 @@ __all__ = [
     "kron",
     "kronecker_factors",
     "layer_norm",
+    "lifted_inverse",
     "loss_gradient",
     "loss_gradients",
     "loss_hessian",
@@ -81,13 +108,19 @@ __all__ = [
     "mean_loss_gradient",
     "monte_carlo_fisher",
     "natural_gradient",
+    "norm_scale_example_gradients",
     "output_gradients",
     "output_jacobians",
     "parameter_jacobians",
+    "projective_direction",
     "relu",
     "sample_targets",
     "second_moment",
     "sigmoid",
+    "sofim_direction",
+    "sofim_fisher",
+    "sofim_moment",
     "solve",
     "tanh",
+    "weighted_average",
 ]
