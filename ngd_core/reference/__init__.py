@@ -59,13 +59,6 @@ from ngd_core.reference.losses import (
 )
 from ngd_core.reference.network import Layer, Network
 from ngd_core.reference.sofim import sofim_direction, sofim_fisher, sofim_moment
-from ngd_core.reference.projective import (
-    dominant_eigenvectors,
-    followed_inverse,
-    lifted_inverse,
-    projective_direction,
-    weighted_average,
-)
 
 __all__ = [
     "Layer",
@@ -79,7 +72,6 @@ __all__ = [
     "dense",
     "diagonal_blocks",
     "direction",
-    "dominant_eigenvectors",
     "embedding_example_gradients",
     "empirical_fisher",
     "exact_fisher",
@@ -89,7 +81,6 @@ __all__ = [
     "fngd_damping",
     "fngd_direction",
     "fngd_directions",
-    "followed_inverse",
     "gauss_newton",
     "gelu",
     "global_avg_pool2d",
@@ -98,7 +89,6 @@ __all__ = [
     "kron",
     "kronecker_factors",
     "layer_norm",
-    "lifted_inverse",
     "loss_gradient",
     "loss_gradients",
     "loss_hessian",
@@ -112,7 +102,6 @@ __all__ = [
     "output_gradients",
     "output_jacobians",
     "parameter_jacobians",
-    "projective_direction",
     "relu",
     "sample_targets",
     "second_moment",
@@ -122,5 +111,4 @@ __all__ = [
     "sofim_moment",
     "solve",
     "tanh",
-    "weighted_average",
 ]
