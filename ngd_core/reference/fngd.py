@@ -194,7 +194,7 @@ def fngd_direction(U: ArrayLike, damping: float) -> Array:
     """
     U = double(U)
     P, n = U.shape
-    fisher = np.zeros((P, P))
+    fisher: Array = np.zeros((P, P))
     for i in range(n):
         fisher += np.outer(U[:, i], U[:, i]) / n
     return np.linalg.solve(fisher + damping * np.eye(P), np.mean(U, axis=1))
@@ -230,9 +230,9 @@ def fngd_coefficients(
     n = U.shape[1]
     K, one = U.T @ U, np.ones(n)
     M = n * damping * np.eye(n) + K
-    if form == "solve":
-        return np.linalg.solve(M, one)
-    return (one - np.linalg.solve(M, K @ one)) / (n * damping)
+    right = one if form == "solve" else K @ one
+    solved: Array = np.linalg.solve(M, right)
+    return solved if form == "solve" else (one - solved) / (n * damping)
 
 
 def fngd_directions(
@@ -286,7 +286,7 @@ def fngd_directions(
     """
     full = len(epochs[0][0][0])
     places: dict[object, float] = {}
-    directions = []
+    directions: list[list[Array]] = []
     for e, epoch in enumerate(epochs):
         recording = e == 0 or (refresh_epochs is not None and e % refresh_epochs == 0)
         sums: dict[int, list[float]] = {}
@@ -299,8 +299,7 @@ def fngd_directions(
                 {"position": m, "iteration": (k, m), "sample": indices[m]}[share] for m in range(n)
             ]
             if not recording:
-                weights = [places[key] / n for key in keys]
-                directions[-1].append(sum(w * U[:, m] for m, w in enumerate(weights)))
+                directions[-1].append(U @ np.array([places[key] / n for key in keys]))
                 continue
             lam = fngd_damping(U, damping, damping_mode)
             factor = lam if gain == "unit" else 1.0
