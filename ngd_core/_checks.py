@@ -61,8 +61,11 @@ def floating(xp: Namespace, **arrays: Array) -> None:
 
 
 def integral(xp: Namespace, **arrays: Array) -> None:
-    """Reject arrays that are not of an integer dtype."""
+    """Reject what is not an array of an integer dtype."""
     for name, x in arrays.items():
+        if not hasattr(x, "dtype"):
+            msg = f"{name} is a {_kind(x)}; expected an array of an integer dtype; convert it."
+            raise TypeError(msg)
         if not xp.isdtype(x.dtype, "integral"):
             msg = f"{name} has dtype {x.dtype}; expected an integer dtype; cast it first."
             raise TypeError(msg)

@@ -246,8 +246,9 @@ class FNGD:
     ) -> FNGDState:
         """Compute and record the coefficients of a batch; dear, for recording epochs alone.
 
-        One Gram matrix and one factorisation of order n a layer. The `direction` that follows,
-        on the same batch, is the exact damped natural gradient of each layer.
+        One Gram matrix a layer, and one factorisation of their stack, ``(layers, n, n)``. The
+        `direction` that follows, on the same batch, is the exact damped natural gradient of
+        each layer.
 
         Parameters
         ----------
@@ -280,68 +281,56 @@ class FNGD:
         _checks.same_layers("records", records, state.layers)
         xp = record_namespace(xp, records, _template(state))
         layers = dict(state.layers)
-        for spec, record in records.items():
-            layers[spec] = self._record(spec, layers[spec], record, hyper, index, xp=xp)
+        if not records:
+            return state
+        slots = self._slots(records, index, like=_template(state), xp=xp)
+        weights, ok, code = self._weights(records, hyper, like=_template(state), xp=xp)
+        for k, spec in enumerate(records):
+            old = layers[spec]
+            layers[spec] = FNGDLayer(
+                table=record_weights(old.table, slots, weights[k, :], ok[k], xp=xp),
+                rejected=old.rejected + _xp.astype(~ok[k], old.rejected.dtype, xp=xp),
+                code=xp.where(ok[k], xp.maximum(old.code, code[k]), old.code),
+            )
         return FNGDState(layers)
-
-    def _record(
-        self,
-        spec: LayerSpec,
-        layer: FNGDLayer,
-        record: LayerRecord,
-        hyper: Hyper,
-        index: Array | None,
-        *,
-        xp: Namespace,
-    ) -> FNGDLayer:
-        like = layer.table.weights
-        slots = self._slots(spec, record, index, like=like, xp=xp)
-        weights, ok, code = self._weights(spec, record, hyper, like=like, xp=xp)
-        return FNGDLayer(
-            table=record_weights(layer.table, slots, weights, ok, xp=xp),
-            rejected=layer.rejected + _xp.astype(~ok, layer.rejected.dtype, xp=xp),
-            code=xp.where(ok, xp.maximum(layer.code, code), layer.code),
-        )
 
     def _weights(
         self,
-        spec: LayerSpec,
-        record: LayerRecord,
+        records: Mapping[LayerSpec, LayerRecord],
         hyper: Hyper,
         *,
         like: Array,
         xp: Namespace,
     ) -> tuple[Array, Array, Array]:
+        """Weights ``(layers, n)`` of a batch, whether they are usable, and codes."""
         dtype = solve_dtype(self.solve_dtype, like=like, xp=xp)
-        a, g = (_xp.astype(x, dtype, xp=xp) for x in (record.a, record.g))
-        K = gram(spec, LayerRecord(a, g), xp=xp)
+        grams = []
+        for spec, record in records.items():
+            a, g = (_xp.astype(x, dtype, xp=xp) for x in (record.a, record.g))
+            grams.append(gram(spec, LayerRecord(a, g), xp=xp))
+        K = xp.stack(grams)
         damping = layer_damping(K, hyper.damping, mode=self.damping_mode, floor=self.floor, xp=xp)
         c, ok, code = coefficients(K, damping, dtype=self.solve_dtype, ops=self.ops, xp=xp)
         if self.clip_negative:
             c = xp.maximum(c, _xp.zeros((), like=c, xp=xp))
-        weights = K.shape[-1] * c * (damping if self.gain == "unit" else 1)
+        weights = K.shape[-1] * c
+        if self.gain == "unit":
+            weights = weights * damping[:, None]
         weights = _xp.astype(weights, like.dtype, xp=xp)
-        ok = ok & xp.all(xp.isfinite(weights)) & xp.any(xp.linalg.diagonal(K) > 0)
-        return weights, ok, code
+        some = xp.any(xp.linalg.diagonal(K) > 0, axis=-1)
+        return weights, ok & some & xp.all(xp.isfinite(weights), axis=-1), code
 
     def _slots(
         self,
-        spec: LayerSpec,
-        record: LayerRecord,
+        records: Mapping[LayerSpec, LayerRecord],
         index: Array | None,
         *,
         like: Array,
         xp: Namespace,
     ) -> Array:
-        if record.g.ndim > record.a.ndim and record.g.shape[0] != 1:
-            msg = (
-                f"g of {spec.name!r} has shape {tuple(record.g.shape)}, {record.g.shape[0]} "
-                "back-propagated vectors; FNGD weights the gradients of the training loss: one."
-            )
-            raise ValueError(msg)
         return table_slots(
             self.share,
-            record.a.shape[0],
+            _batch_size(records, xp=xp),
             index,
             batch_size=self.batch_size or 0,
             iterations=self.iterations or 1,
@@ -437,17 +426,19 @@ class FNGD:
             msg = f"records lack the layers {missing}; directions are made of them: pass them."
             raise ValueError(msg)
         records = {spec: records[spec] for spec in grads}
-        found_xp = check_grads(xp, grads, _template(state))
-        xp = record_namespace(xp, records, _template(state)) if xp is None else found_xp
-        directions, infos = {}, {}
+        record_namespace(xp, records, _template(state))
+        xp = check_grads(xp, grads, _template(state))
+        directions: dict[LayerSpec, Array] = {}
+        infos: dict[LayerSpec, Info] = {}
+        if not grads:
+            return directions, infos
+        slots = self._slots(records, index, like=_template(state), xp=xp)
+        n = slots.shape[0]
         for spec, grad in grads.items():
-            layer, record = state.layers[spec], records[spec]
-            like = layer.table.weights
-            slots = self._slots(spec, record, index, like=like, xp=xp)
+            layer = state.layers[spec]
             weights, found = look_up(layer.table, slots, xp=xp)
-            n = record.a.shape[0]
-            u = weighted_gradient(spec, record, weights, xp=xp) / n
-            u = _xp.astype(u, like.dtype, xp=xp)
+            u = weighted_gradient(spec, records[spec], weights, xp=xp) / n
+            u = _xp.astype(u, weights.dtype, xp=xp)
             fired = _xp.zeros((), like=found, xp=xp)
             if self.guard:
                 u, fired = descent_guard(
@@ -463,3 +454,21 @@ class FNGD:
 
 def _template(state: FNGDState) -> Array:
     return next(iter(state.layers.values())).table.weights
+
+
+def _batch_size(records: Mapping[LayerSpec, LayerRecord], *, xp: Namespace) -> int:
+    """Examples of the batch, after a look at what `ngd_core.factors.rows` does not ask for."""
+    for spec, (a, g, _) in records.items():
+        _checks.floating(xp, **{f"a of {spec.name!r}": a, f"g of {spec.name!r}": g})
+        _checks.rank(2, **{f"a of {spec.name!r}": a})
+        if g.ndim > a.ndim and g.shape[0] != 1:
+            msg = (
+                f"g of {spec.name!r} has shape {tuple(g.shape)}, {g.shape[0]} back-propagated "
+                "vectors; FNGD weights the gradients of the training loss itself: one."
+            )
+            raise ValueError(msg)
+    counts: list[int] = sorted({record.a.shape[0] for record in records.values()})
+    if len(counts) > 1:
+        msg = f"records hold {counts} examples; expected those of one batch in every layer."
+        raise ValueError(msg)
+    return counts[0]

@@ -171,7 +171,6 @@ def table_slots(
         wanted = "the iteration's number" if share == "iteration" else "the examples' indices"
         msg = f"index is missing; share={share!r} needs {wanted} as an integer array."
         raise ValueError(msg)
-    xp = _checks.common_namespace(xp, like=like, index=index)
     _checks.integral(xp, index=index)
     shape = () if share == "iteration" else (count,)
     _checks.shape("index", index, shape, f"share={share!r}")

@@ -27,12 +27,12 @@ def layer_damping(
     floor: float = 1e-8,
     xp: Namespace | None = None,
 ) -> Array:
-    """Damping of one layer's Fisher.
+    """Damping of each layer's Fisher.
 
     Parameters
     ----------
-    K : array, shape (n, n)
-        Gram matrix of the layer's per-example gradients.
+    K : array, shape (..., n, n)
+        Gram matrices of layers' per-example gradients.
     damping : float or array of shape ()
         "absolute": ``lambda`` itself. "relative": ``rho``, in units of ``tr(K) / n^2``, the mean
         eigenvalue of ``K / n`` (its non-zero ones are those of F).
@@ -45,7 +45,7 @@ def layer_damping(
 
     Returns
     -------
-    array, shape ()
+    array, shape (...)
         ``lambda``, to be added to F.
 
     Raises
@@ -84,13 +84,13 @@ def coefficients(
     """Coefficients ``c = (n lambda I + K)^-1 1``, so that ``U c = (lambda I + F)^-1 gbar``.
 
     The usual printed form ``(1 - (n lambda I + K)^-1 K 1) / (n lambda)`` is the same number, but
-    loses digits by cancellation where the damping is large.
+    loses digits by cancellation where the damping is small.
 
     Parameters
     ----------
-    K : array, shape (n, n)
-        Gram matrix; symmetrised here.
-    damping : float or array of shape ()
+    K : array, shape (..., n, n)
+        Gram matrices, of several layers for example; symmetrised here.
+    damping : float or array of shape () or (...)
         ``lambda``, added to the Fisher of the mean loss.
     dtype : "float32", "float64" or None
         Dtype of the factorisation; None means float64 where there is one.
@@ -101,11 +101,11 @@ def coefficients(
 
     Returns
     -------
-    c : array, shape (n,)
+    c : array, shape (..., n)
         In the dtype of `K`. Negative entries are no error; their sum is positive.
-    ok : array of bool, shape ()
+    ok : array of bool, shape (...)
         False if `K` is not finite or the system could not be solved: c is then of no use.
-    code : array of int32, shape ()
+    code : array of int32, shape (...)
         As in `ngd_core.inversion.damped_inverse`.
 
     Raises
