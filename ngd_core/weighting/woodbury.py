@@ -70,7 +70,7 @@ def layer_damping(
     asked = _xp.scalar(damping, like=K, xp=xp)
     if mode == "relative":
         asked = asked * (mean_diagonal(K, xp=xp) / K.shape[-1])
-    return xp.maximum(asked, _xp.full((), floor, like=K, xp=xp))
+    return xp.maximum(asked, _xp.full(K.shape[:-2], floor, like=K, xp=xp))
 
 
 def coefficients(
