@@ -131,7 +131,7 @@ def same_layers(name: str, got: Mapping[Any, object], wanted: Mapping[Any, objec
     unknown = [spec for spec in got if spec not in wanted]
     if unknown:
         known = ", ".join(getattr(spec, "name", repr(spec)) for spec in wanted)
-        first = getattr(unknown[0], "name", repr(unknown[0]))
+        first = getattr(unknown[0], "name", unknown[0])
         msg = (
             f"{name} holds the layer {first!r}, which the state was not made for (it knows: "
             f"{known}); call init with its LayerSpec, or leave it out."

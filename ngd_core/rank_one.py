@@ -28,7 +28,8 @@ def scaled_square(
     Returns
     -------
     scale : array, shape ()
-        Largest absolute entry, at least 1; float64 where the library has it.
+        1, or the largest absolute entry if that is so large that squares might overflow; float64
+        where the library has it.
     square : array, shape ()
         ``|m / scale|^2``, accumulated in that dtype.
 
@@ -44,7 +45,7 @@ def scaled_square(
     >>> import numpy as np
     >>> scale, square = scaled_square({"w": np.asarray([3.0, 4.0])})
     >>> float(scale), float(square)
-    (4.0, 1.5625)
+    (1.0, 25.0)
     """
     xp = _vector_namespace(xp, "arrays", arrays)
     return _scaled_square(_wide(arrays, xp=xp), xp=xp)
@@ -121,11 +122,12 @@ def _split(
 ) -> tuple[Array, dict[Key, Array]]:
     """Component of x along the vector, and what is left of x without it."""
     if set(x) != set(unit):
-        msg = f"x has the keys {list(x)}; expected those of m: {list(unit)}."
+        got, wanted = ([getattr(key, "name", key) for key in keys] for keys in (x, unit))
+        msg = f"x has the keys {got}; expected those of m: {wanted}."
         raise ValueError(msg)
-    _checks.floating(xp, **{f"x {key!r}": v for key, v in x.items()})
+    _checks.floating(xp, **{_named("x", key): v for key, v in x.items()})
     for key, v in unit.items():
-        _checks.shape(f"x {key!r}", x[key], tuple(v.shape), "the shape in m")
+        _checks.shape(_named("x", key), x[key], tuple(v.shape), "the shape in m")
     x = {key: _xp.astype(x[key], v.dtype, xp=xp) for key, v in unit.items()}
     dot = _total([xp.sum(x[key] * v) for key, v in unit.items()])
     one = _xp.ones((), like=square, xp=xp)
@@ -137,10 +139,14 @@ def _vector_namespace(xp: Namespace | None, name: str, arrays: Mapping[Any, Arra
     if not arrays:
         msg = f"{name} is empty; expected at least one array."
         raise ValueError(msg)
-    named = {f"{name} {key!r}": x for key, x in arrays.items()}
+    named = {_named(name, key): x for key, x in arrays.items()}
     xp = _checks.common_namespace(xp, **named)
     _checks.floating(xp, **named)
     return xp
+
+
+def _named(name: str, key: Any) -> str:
+    return f"{name} {getattr(key, 'name', key)!r}"
 
 
 def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
@@ -152,9 +158,12 @@ def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
 
 
 def _scaled_square(wide: Mapping[Any, Array], *, xp: Namespace) -> tuple[Array, Array]:
-    scale = _xp.ones((), like=next(iter(wide.values())), xp=xp)
+    one = _xp.ones((), like=next(iter(wide.values())), xp=xp)
+    largest = one
     for x in wide.values():
-        scale = xp.maximum(scale, xp.max(xp.abs(x)))
+        largest = xp.maximum(largest, _xp.astype(xp.max(xp.abs(x)), one.dtype, xp=xp))
+    limit = float(xp.finfo(one.dtype).max) ** 0.25
+    scale = xp.where(largest > limit, largest, one)
     parts = [x / scale for x in wide.values()]
     return scale, _total([xp.sum(part * part) for part in parts])
 
