@@ -229,6 +229,20 @@ def test_a_layer_has_its_own_coefficients(backend, seed, dtype):
     assert_far(one[SEQ], two[SEQ], least=0.1)
 
 
+def test_without_float64_everything_is_float32(monkeypatch):
+    """As in JAX by default: the exact step to float32's precision."""
+    monkeypatch.setattr("ngd_core._xp.double", lambda **_: None)
+    records = tree_map(lambda x: x.astype(np.float32), batch(rng(0), 3))
+    method = make(damping_mode="absolute", gain="natural")
+    state = method.init(SPECS, np.zeros((), np.float32))
+    step = (None, records, gradients(records))
+    _, directions, _ = one_step(method, state, step, Hyper(0.5), recording=True, xp=np)
+    for spec in SPECS:
+        exact = reference.fngd_direction(matrix(spec, records[spec]), 0.5)
+        assert directions[spec].dtype == np.float32
+        assert_close(directions[spec].reshape(-1), exact, dtype="float32", size=20, kappa=50)
+
+
 class Guarded:
     """A namespace whose linear algebra counts, or is out of bounds."""
 

@@ -234,6 +234,21 @@ def test_the_norm_does_not_overflow(backend, seed, log_scale, dtype):
     assert_close(flat(u) * 10.0 ** abs(power), expected * 10.0 ** abs(power), dtype="float32")
 
 
+@pytest.mark.parametrize("power", [-30, 0, 30])
+def test_without_float64_nothing_overflows(power, monkeypatch):
+    """As in JAX by default: the scale alone keeps the squares in range."""
+    monkeypatch.setattr("ngd_core._xp.double", lambda **_: None)
+    m, x = draw(rng(0), 10.0**power), draw(rng(1), 10.0**power)
+    narrow = [tree_map(lambda v: v.astype(np.float32), tree) for tree in (m, x)]
+    v, y = flat(m), flat(x)
+    u, norm = rank_one_solve(narrow[0], 2.0)
+    assert norm.dtype == np.float32
+    assert_close(flat(u), v / (2 + v @ v), dtype="float32", size=9)
+    u, _ = rank_one_solve(narrow[0], 2.0, narrow[1])
+    expected = (y - v * (v @ y) / (2 + v @ v)) / 2
+    assert_close(flat(u), expected, dtype="float32", size=9, scale=np.abs(y).max())
+
+
 def test_the_descent_factor_on_quadratics():
     """2.3: f(w') <= (1 - eta mu / (rho + Gamma^2)) f(w) for beta = 0, eta <= rho / L, f* = 0."""
     r = rng(0)
