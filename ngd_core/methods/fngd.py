@@ -117,11 +117,12 @@ class FNGD:
     sampled targets. Weights of later epochs are no preconditioner, and need not give descent.
 
     Where batches are reshuffled positions are exchangeable, so "position" tends to a constant
-    vector: plain gradients with one frozen gain a layer, ``n mean(c)`` [derived; on a toy problem
-    "position" did train as that constant gain did, and small damping hurt].
+    vector as ``1 / sqrt(iterations)``: plain gradients with one frozen gain a layer, ``n mean(c)``
+    [derived and measured]. Small damping gives large coefficients of both signs, which suit later
+    batches badly.
 
-    An example without a coefficient (never seen in the recording epoch, or its batch refused) gets
-    the layer's mean weight, 1 before the first `refresh`; measured as ``missing``. A batch is
+    An example without a coefficient (left out of the recording epoch, or in a refused batch there)
+    gets the layer's mean weight, 1 before the first `refresh`; measured as ``missing``. A batch is
     refused if a coefficient is not finite or all gradients of the layer are zero.
 
     What changes where the scale contract asks for no change: micro-batches have coefficients of

@@ -457,6 +457,22 @@ def test_the_guard_takes_the_gradient_where_stale_weights_ascend(backend, seed, 
         assert_close(directions[FC], gain * second[2][FC], dtype=dtype, size=20)
 
 
+def test_by_position_the_weights_become_one_gain():
+    """2.5: reshuffled, their spread falls as 1/sqrt(iterations); what stays is n mean(c)."""
+    r, spread = rng(0), {}
+    for number in (1, 400):
+        method = make(damping_mode="absolute")
+        state = method.init([FC], np.zeros(()))
+        for _ in range(number):
+            state = method.accumulate(state, {FC: batch(r, BATCH)[FC]}, Hyper(1.0))
+        state, info = method.refresh(state, Hyper())
+        weights = state.layers[FC].table.weights
+        spread[number] = np.std(weights) / np.mean(weights)
+        assert_close(weights.mean(), info[FC].measures["gain"])
+    assert spread[1] > 0.05
+    assert spread[400] < 0.2 * spread[1]
+
+
 def test_negative_coefficients_are_kept_unless_clipped():
     """2.8 #8."""
     for seed in range(50):

@@ -318,6 +318,9 @@ def test_indices_outside_the_data_set_are_dropped():
     slots = np.asarray([-1, 3, 1])
     table = weighting.record_weights(table, slots, np.asarray([5.0, 6.0, 7.0]), np.asarray(True))
     assert table.weights.tolist() == [1.0, 7.0, 1.0]
+    assert table.known.tolist() == [False, True, False]
+    ends = np.asarray([0, 2])
+    table = weighting.record_weights(table, ends, np.asarray([8.0, 9.0]), np.asarray(True))
     weights, found = weighting.look_up(table, slots)
     assert found.tolist() == [False, False, True]
     assert weights.tolist() == [1.0, 1.0, 7.0]
