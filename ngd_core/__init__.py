@@ -1,7 +1,7 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
-from ngd_core import factors, inversion, losses, reconstruction, step
-from ngd_core.methods import KFAC, SNGD, DenseNGD
+from ngd_core import factors, inversion, losses, rank_one, reconstruction, step, weighting
+from ngd_core.methods import FNGD, KFAC, SNGD, SOFIM, DenseNGD
 from ngd_core.types import (
     CODE_MEANING,
     Conv2dGeometry,
@@ -16,6 +16,7 @@ __all__ = [
     "CODE_MEANING",
     "Conv2dGeometry",
     "DenseNGD",
+    "FNGD",
     "Hyper",
     "Info",
     "KFAC",
@@ -23,9 +24,12 @@ __all__ = [
     "LayerSpec",
     "Method",
     "SNGD",
+    "SOFIM",
     "factors",
     "inversion",
     "losses",
+    "rank_one",
     "reconstruction",
     "step",
+    "weighting",
 ]

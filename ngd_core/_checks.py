@@ -15,6 +15,7 @@ from ngd_core._typing import Array, Namespace, Scalar
 __all__ = [
     "common_namespace",
     "floating",
+    "integral",
     "nonnegative",
     "one_of",
     "positive",
@@ -57,6 +58,17 @@ def floating(xp: Namespace, **arrays: Array) -> None:
                 f"{name} has dtype {x.dtype}; expected a real floating dtype; cast it first, for "
                 "example with xp.astype(x, xp.float32)."
             )
+            raise TypeError(msg)
+
+
+def integral(xp: Namespace, **arrays: Array) -> None:
+    """Reject what is not an array of an integer dtype."""
+    for name, x in arrays.items():
+        if not hasattr(x, "dtype"):
+            msg = f"{name} is a {_kind(x)}; expected an array of an integer dtype; convert it."
+            raise TypeError(msg)
+        if not xp.isdtype(x.dtype, "integral"):
+            msg = f"{name} has dtype {x.dtype}; expected an integer dtype; cast it first."
             raise TypeError(msg)
 
 
@@ -128,7 +140,7 @@ def same_layers(name: str, got: Mapping[Any, object], wanted: Mapping[Any, objec
     unknown = [spec for spec in got if spec not in wanted]
     if unknown:
         known = ", ".join(getattr(spec, "name", repr(spec)) for spec in wanted)
-        first = getattr(unknown[0], "name", repr(unknown[0]))
+        first = getattr(unknown[0], "name", unknown[0])
         msg = (
             f"{name} holds the layer {first!r}, which the state was not made for (it knows: "
             f"{known}); call init with its LayerSpec, or leave it out."

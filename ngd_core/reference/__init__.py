@@ -6,7 +6,8 @@ layer, and compare your own code with
 - `parameter_jacobians`, `loss_gradients`, `output_gradients`: derivatives by the complex step;
 - `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
 - `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions;
-- `local_fisher`, `local_fishers`, `local_direction`, `reconstructed_descent`: SNGD by its own.
+- `local_fisher`, `local_fishers`, `local_direction`, `reconstructed_descent`: SNGD by its own;
+- `fngd_directions`, `sofim_direction`: FNGD over epochs, SOFIM, by dense solves.
 
 It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
 the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.
@@ -29,6 +30,15 @@ from ngd_core.reference.fisher import (
     natural_gradient,
     second_moment,
     solve,
+)
+from ngd_core.reference.fngd import (
+    embedding_example_gradients,
+    example_gradients,
+    fngd_coefficients,
+    fngd_damping,
+    fngd_direction,
+    fngd_directions,
+    norm_scale_example_gradients,
 )
 from ngd_core.reference.images import (
     avg_pool2d,
@@ -58,6 +68,7 @@ from ngd_core.reference.sngd import (
     reconstructed_descent,
     symmetric_power,
 )
+from ngd_core.reference.sofim import sofim_direction, sofim_fisher, sofim_moment
 
 __all__ = [
     "Layer",
@@ -71,9 +82,15 @@ __all__ = [
     "dense",
     "diagonal_blocks",
     "direction",
+    "embedding_example_gradients",
     "empirical_fisher",
     "exact_fisher",
+    "example_gradients",
     "flatten",
+    "fngd_coefficients",
+    "fngd_damping",
+    "fngd_direction",
+    "fngd_directions",
     "gauss_newton",
     "gelu",
     "global_avg_pool2d",
@@ -96,6 +113,7 @@ __all__ = [
     "monte_carlo_fisher",
     "moving_average",
     "natural_gradient",
+    "norm_scale_example_gradients",
     "output_gradients",
     "output_jacobians",
     "parameter_jacobians",
@@ -104,6 +122,9 @@ __all__ = [
     "sample_targets",
     "second_moment",
     "sigmoid",
+    "sofim_direction",
+    "sofim_fisher",
+    "sofim_moment",
     "solve",
     "symmetric_power",
     "tanh",

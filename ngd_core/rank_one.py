@@ -1,0 +1,175 @@
+"""Solves with ``m m^T + rho I`` in linear time, on mappings of arrays taken as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ngd_core import _checks, _xp
+from ngd_core._typing import Array, Namespace, Scalar
+
+__all__ = ["rank_one_solve", "scaled_square"]
+
+Key = TypeVar("Key")
+
+
+def scaled_square(
+    arrays: Mapping[Any, Array], *, xp: Namespace | None = None
+) -> tuple[Array, Array]:
+    """Squared norm of all arrays together, as ``scale^2 * square`` that does not overflow.
+
+    Parameters
+    ----------
+    arrays : mapping of arrays
+        At least one; together one vector m.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
+
+    Returns
+    -------
+    scale : array, shape ()
+        1, or the largest absolute entry if that is so large that squares might overflow; float64
+        where the library has it.
+    square : array, shape ()
+        ``|m / scale|^2``, accumulated in that dtype.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are of several libraries, or not real floating.
+    ValueError
+        If there are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scale, square = scaled_square({"w": np.asarray([3.0, 4.0])})
+    >>> float(scale), float(square)
+    (1.0, 25.0)
+    """
+    xp = _vector_namespace(xp, "arrays", arrays)
+    return _scaled_square(_wide(arrays, xp=xp), xp=xp)
+
+
+def rank_one_solve(
+    m: Mapping[Key, Array],
+    rho: Scalar,
+    x: Mapping[Key, Array] | None = None,
+    *,
+    xp: Namespace | None = None,
+) -> tuple[dict[Key, Array], Array]:
+    """Solve ``(m m^T + rho I) u = x``, all arrays together being one vector.
+
+    For ``x = m`` the vector m is an eigenvector, so ``u = m / (rho + |m|^2)``: the two-term
+    Sherman-Morrison form ``m / rho - m |m|^2 / (rho^2 + rho |m|^2)`` is the same number, but
+    cancels, with a relative error of ``eps (1 + |m|^2 / rho)``. For another x its component along
+    m is divided by ``rho + |m|^2`` and the rest by ``rho``.
+
+    Parameters
+    ----------
+    m : mapping of arrays
+        Vector.
+    rho : float or array of shape ()
+        Added to the diagonal, above 0.
+    x : mapping of arrays, or None
+        Right-hand side with the keys and shapes of `m`; None for `m` itself.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
+
+    Returns
+    -------
+    u : dict of arrays
+        Solution, in the dtypes of `m`; computed in float64 where the library has it.
+    norm : array, shape ()
+        ``|m|``.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are of several libraries, or not real floating.
+    ValueError
+        If a Python `rho` is not above 0, or keys or shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> m = {"w": np.asarray([1.0]), "b": np.asarray([1.0])}
+    >>> u, norm = rank_one_solve(m, 2.0)
+    >>> u["w"], round(float(norm), 3)
+    (array([0.25]), 1.414)
+    >>> rank_one_solve(m, 2.0, {"w": np.asarray([1.0]), "b": np.asarray([-1.0])})[0]["b"]
+    array([-0.5])
+    """
+    _checks.positive(rho=rho)
+    xp = _vector_namespace(xp, "m", m)
+    wide = _wide(m, xp=xp)
+    scale, square = _scaled_square(wide, xp=xp)
+    rho = _xp.scalar(rho, like=scale, xp=xp)
+    unit = {key: v / scale for key, v in wide.items()}
+    bottom = rho / scale + scale * square
+    if x is None:
+        u = {key: v / bottom for key, v in unit.items()}
+    else:
+        along, rest = _split(unit, square, x, xp=xp)
+        u = {key: rest[key] / rho + (along / scale) * (v / bottom) for key, v in unit.items()}
+    return {key: _xp.astype(v, m[key].dtype, xp=xp) for key, v in u.items()}, scale * xp.sqrt(
+        square
+    )
+
+
+def _split(
+    unit: Mapping[Key, Array], square: Array, x: Mapping[Key, Array], *, xp: Namespace
+) -> tuple[Array, dict[Key, Array]]:
+    """Component of x along the vector, and what is left of x without it."""
+    if set(x) != set(unit):
+        got, wanted = ([getattr(key, "name", key) for key in keys] for keys in (x, unit))
+        msg = f"x has the keys {got}; expected those of m: {wanted}."
+        raise ValueError(msg)
+    _checks.floating(xp, **{_named("x", key): v for key, v in x.items()})
+    for key, v in unit.items():
+        _checks.shape(_named("x", key), x[key], tuple(v.shape), "the shape in m")
+    x = {key: _xp.astype(x[key], v.dtype, xp=xp) for key, v in unit.items()}
+    dot = _total([xp.sum(x[key] * v) for key, v in unit.items()])
+    one = _xp.ones((), like=square, xp=xp)
+    along = dot / xp.where(square > 0, square, one)
+    return along, {key: x[key] - along * v for key, v in unit.items()}
+
+
+def _vector_namespace(xp: Namespace | None, name: str, arrays: Mapping[Any, Array]) -> Namespace:
+    if not arrays:
+        msg = f"{name} is empty; expected at least one array."
+        raise ValueError(msg)
+    named = {_named(name, key): x for key, x in arrays.items()}
+    xp = _checks.common_namespace(xp, **named)
+    _checks.floating(xp, **named)
+    return xp
+
+
+def _named(name: str, key: Any) -> str:
+    return f"{name} {getattr(key, 'name', key)!r}"
+
+
+def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
+    double = _xp.double(xp=xp)
+    return {
+        key: _xp.astype(x, _xp.working(x.dtype, xp=xp) if double is None else double, xp=xp)
+        for key, x in arrays.items()
+    }
+
+
+def _scaled_square(wide: Mapping[Any, Array], *, xp: Namespace) -> tuple[Array, Array]:
+    one = _xp.ones((), like=next(iter(wide.values())), xp=xp)
+    largest = one
+    for x in wide.values():
+        largest = xp.maximum(largest, _xp.astype(xp.max(xp.abs(x)), one.dtype, xp=xp))
+    limit = float(xp.finfo(one.dtype).max) ** 0.25
+    scale = xp.where(largest > limit, largest, one)
+    parts = [x / scale for x in wide.values()]
+    return scale, _total([xp.sum(part * part) for part in parts])
+
+
+def _total(parts: list[Array]) -> Array:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
