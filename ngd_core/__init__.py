@@ -1,7 +1,7 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
 from ngd_core import factors, inversion, losses, step
-from ngd_core.methods import KFAC, DenseNGD
+from ngd_core.methods import KFAC, BasisNoise, DenseNGD, ProjectiveKFAC
 from ngd_core.types import (
     CODE_MEANING,
     Conv2dGeometry,
@@ -13,6 +13,7 @@ from ngd_core.types import (
 )
 
 __all__ = [
+    "BasisNoise",
     "CODE_MEANING",
     "Conv2dGeometry",
     "DenseNGD",
@@ -22,6 +23,7 @@ __all__ = [
     "LayerRecord",
     "LayerSpec",
     "Method",
+    "ProjectiveKFAC",
     "factors",
     "inversion",
     "losses",

@@ -3,16 +3,19 @@
 from ngd_core.factors.average import average
 from ngd_core.factors.kronecker import input_factor, kronecker_factors, output_factor
 from ngd_core.factors.per_example import mean_gradient, per_example_gradients
+from ngd_core.factors.samples import input_samples, output_samples
 from ngd_core.factors.sharing import Rows, join, rows, split
 
 __all__ = [
     "Rows",
     "average",
     "input_factor",
+    "input_samples",
     "join",
     "kronecker_factors",
     "mean_gradient",
     "output_factor",
+    "output_samples",
     "per_example_gradients",
     "rows",
     "split",

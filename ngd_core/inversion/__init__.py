@@ -1,4 +1,4 @@
-"""Damping, safe inverses and Kronecker algebra."""
+"""Damping, safe, projected and recursive inverses, and Kronecker algebra."""
 
 from ngd_core.inversion.damped_kronecker import (
     ExactInverse,
@@ -10,6 +10,26 @@ from ngd_core.inversion.damped_kronecker import (
 from ngd_core.inversion.damping import factored_damping, mean_diagonal
 from ngd_core.inversion.kronecker import kronecker_dense, kronecker_product, kronecker_solve_eigh
 from ngd_core.inversion.ops import EAGER, PURE, Ops
+from ngd_core.inversion.projection import (
+    apply_projected,
+    change_basis,
+    compress,
+    orthonormal_basis,
+    range_basis,
+    top_basis,
+)
+from ngd_core.inversion.recursive import (
+    RecursiveInverse,
+    follow,
+    identity_recursive,
+    inversion_flops,
+    lag,
+    recursion_flops,
+    recursion_pays,
+    recursive_update,
+    resync,
+    resync_period,
+)
 from ngd_core.inversion.spd import damped_inverse, fallback_code, safe_eigh, solve_dtype
 from ngd_core.inversion.triangular import spd_inverse, triangular_inverse
 
@@ -19,18 +39,34 @@ __all__ = [
     "Ops",
     "PURE",
     "PiInverse",
+    "RecursiveInverse",
     "apply_inverse",
+    "apply_projected",
+    "change_basis",
+    "compress",
     "damped_inverse",
     "factored_damping",
     "fallback_code",
+    "follow",
     "identity_inverse",
+    "identity_recursive",
+    "inversion_flops",
     "kronecker_dense",
     "kronecker_product",
     "kronecker_solve_eigh",
+    "lag",
     "mean_diagonal",
+    "orthonormal_basis",
+    "range_basis",
+    "recursion_flops",
+    "recursion_pays",
+    "recursive_update",
     "refresh_inverse",
+    "resync",
+    "resync_period",
     "safe_eigh",
     "solve_dtype",
     "spd_inverse",
+    "top_basis",
     "triangular_inverse",
 ]

@@ -2,5 +2,6 @@
 
 from ngd_core.methods.dense import DenseNGD
 from ngd_core.methods.kfac import KFAC
+from ngd_core.methods.projective import BasisNoise, ProjectiveKFAC
 
-__all__ = ["KFAC", "DenseNGD"]
+__all__ = ["KFAC", "BasisNoise", "DenseNGD", "ProjectiveKFAC"]

@@ -5,7 +5,8 @@ layer, and compare your own code with
 
 - `parameter_jacobians`, `loss_gradients`, `output_gradients`: derivatives by the complex step;
 - `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
-- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions.
+- `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions;
+- `lifted_inverse`, `followed_inverse`, `projective_direction`: its projected and recursive inverses.
 
 It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
 the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.
@@ -48,6 +49,13 @@ from ngd_core.reference.losses import (
     sample_targets,
 )
 from ngd_core.reference.network import Layer, Network
+from ngd_core.reference.projective import (
+    dominant_eigenvectors,
+    followed_inverse,
+    lifted_inverse,
+    projective_direction,
+    weighted_average,
+)
 
 __all__ = [
     "Layer",
@@ -61,9 +69,11 @@ __all__ = [
     "dense",
     "diagonal_blocks",
     "direction",
+    "dominant_eigenvectors",
     "empirical_fisher",
     "exact_fisher",
     "flatten",
+    "followed_inverse",
     "gauss_newton",
     "gelu",
     "global_avg_pool2d",
@@ -72,6 +82,7 @@ __all__ = [
     "kron",
     "kronecker_factors",
     "layer_norm",
+    "lifted_inverse",
     "loss_gradient",
     "loss_gradients",
     "loss_hessian",
@@ -84,10 +95,12 @@ __all__ = [
     "output_gradients",
     "output_jacobians",
     "parameter_jacobians",
+    "projective_direction",
     "relu",
     "sample_targets",
     "second_moment",
     "sigmoid",
     "solve",
     "tanh",
+    "weighted_average",
 ]
