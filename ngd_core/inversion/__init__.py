@@ -18,17 +18,19 @@ from ngd_core.inversion.projection import (
     range_basis,
     top_basis,
 )
+from ngd_core.inversion.recursion_cost import (
+    inversion_flops,
+    recursion_flops,
+    recursion_pays,
+    resync_period,
+)
 from ngd_core.inversion.recursive import (
     RecursiveInverse,
     follow,
     identity_recursive,
-    inversion_flops,
     lag,
-    recursion_flops,
-    recursion_pays,
     recursive_update,
     resync,
-    resync_period,
 )
 from ngd_core.inversion.spd import damped_inverse, fallback_code, safe_eigh, solve_dtype
 from ngd_core.inversion.triangular import spd_inverse, triangular_inverse

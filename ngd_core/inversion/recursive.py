@@ -11,7 +11,6 @@ symmetrisation, the account of the damping and the halt are ours.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from ngd_core import _checks, _xp
@@ -24,13 +23,9 @@ __all__ = [
     "RecursiveInverse",
     "follow",
     "identity_recursive",
-    "inversion_flops",
     "lag",
-    "recursion_flops",
-    "recursion_pays",
     "recursive_update",
     "resync",
-    "resync_period",
 ]
 
 
@@ -104,9 +99,10 @@ def recursive_update(
 ) -> tuple[Array, Array]:
     """Inverse of ``alpha K^-1 + V^T V``, by a block update with forgetting.
 
-    ``[K - K V^T (alpha I + V K V^T)^-1 V K] / alpha``, symmetrised: without that, whatever is
-    antisymmetric grows by ``1 / alpha`` a step until it is all there is. The system of order m is
-    solved by its eigenvalues, which are at least alpha and are taken so, whatever rounding did.
+    ``[K - K V^T (alpha I + V K V^T)^-1 V K] / alpha``, symmetrised. Without that, and with
+    ``V K`` taken as the transpose of ``K V^T``, whatever is antisymmetric grows by ``1 / alpha``
+    a step until it is all there is. The system of order m is solved by its eigenvalues, which
+    are at least alpha and are taken so, whatever rounding did.
 
     Parameters
     ----------
@@ -155,14 +151,13 @@ def recursive_update(
     new = 0.5 * (new + new.mT)
     probe = xp.cos(_xp.arange(K.shape[-1], like=K, xp=xp))[:, None]
     before = K @ probe
-    error = new @ (alpha[..., None, None] * probe + V.mT @ (V @ before)) - before
-    ok = ok & usable & (_largest(error, xp=xp) < PROBE * _largest(before, xp=xp))
+    size = xp.max(xp.abs(before), axis=(-2, -1), keepdims=True)
+    size = xp.where(size > 0, size, _xp.ones((), like=size, xp=xp))
+    probe, before = alpha[..., None, None] * (probe / size), before / size
+    error = xp.max(xp.abs(new @ (probe + V.mT @ (V @ before)) - before), axis=(-2, -1))
+    ok = ok & usable & (error < PROBE)
     ok = ok & xp.all(xp.linalg.diagonal(new) > 0, axis=-1)
     return new, ok & xp.all(xp.isfinite(new), axis=(-2, -1))
-
-
-def _largest(x: Array, *, xp: Namespace) -> Array:
-    return xp.max(xp.abs(x), axis=(-2, -1))
 
 
 def follow(
@@ -316,104 +311,3 @@ def resync(
         following=inverse.following | fresh,
         failed=inverse.failed & ~fresh,
     ), code
-
-
-def resync_period(decay: float, share: float = 0.5) -> int:
-    """Batches after which the damping has to be renewed: the largest k with ``decay^k >= share``.
-
-    Parameters
-    ----------
-    decay : float
-        ``alpha`` of each batch, in (0, 1).
-    share : float
-        Least share of the damping that is to be left, in (0, 1].
-
-    Returns
-    -------
-    int
-        Number of batches; 13 for a decay of 0.95.
-
-    Raises
-    ------
-    ValueError
-        If `decay` is not in (0, 1) or `share` not in (0, 1].
-
-    Examples
-    --------
-    >>> resync_period(0.95)
-    13
-    """
-    if not (0 < decay < 1 and 0 < share <= 1):
-        msg = f"decay is {decay} and share {share}; expected decay in (0, 1) and share in (0, 1]."
-        raise ValueError(msg)
-    return math.floor(math.log(share) / math.log(decay) + 1e-9)
-
-
-def recursion_flops(n: int, m: int) -> int:
-    """Operations of `recursive_update`: ``4 n^2 m + 4 n m^2 + 10 m^3``.
-
-    Parameters
-    ----------
-    n : int
-        Order of the inverse.
-    m : int
-        Samples.
-
-    Returns
-    -------
-    int
-        Two for each multiply-add; the last term is the eigendecomposition's.
-
-    Examples
-    --------
-    >>> recursion_flops(100, 1)
-    40410
-    """
-    return 4 * n * n * m + 4 * n * m * m + 10 * m**3
-
-
-def inversion_flops(n: int) -> int:
-    """Operations of an inverse made anew, ``2 n^3``.
-
-    Parameters
-    ----------
-    n : int
-        Order of the inverse.
-
-    Returns
-    -------
-    int
-        Two for each multiply-add.
-
-    Examples
-    --------
-    >>> inversion_flops(100)
-    2000000
-    """
-    return 2 * n**3
-
-
-def recursion_pays(n: int, m: int) -> bool:
-    """Tell whether following a batch costs less than a new inverse: m up to about n / 3.
-
-    This compares equally fresh inverses. Against an inverse made anew every T batches the
-    recursion saves nothing once ``T > n / (2 m)``: it buys freshness, not time.
-
-    Parameters
-    ----------
-    n : int
-        Order of the inverse.
-    m : int
-        Samples in a batch.
-
-    Returns
-    -------
-    bool
-        ``recursion_flops(n, m) < inversion_flops(n)``.
-
-    Examples
-    --------
-    >>> recursion_pays(120, 38), recursion_pays(120, 39)
-    (True, False)
-    """
-    return recursion_flops(n, m) < inversion_flops(n)

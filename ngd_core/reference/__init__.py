@@ -6,7 +6,7 @@ layer, and compare your own code with
 - `parameter_jacobians`, `loss_gradients`, `output_gradients`: derivatives by the complex step;
 - `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
 - `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions;
-- `lifted_inverse`, `followed_inverse`, `projective_direction`: its projected and recursive inverses.
+- `lifted_inverse`, `followed_inverse`, `projective_direction`: projected, recursive inverses.
 
 It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
 the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.

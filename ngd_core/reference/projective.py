@@ -84,7 +84,8 @@ def lifted_inverse(M: ArrayLike, basis: ArrayLike, damping: float, outside: floa
     d, r = P.shape
     require_shape("M", M, (d, d))
     inside = np.linalg.inv(P.T @ M @ P + damping * np.eye(r))
-    return P @ inside @ P.T + outside * (np.eye(d) - P @ P.T)
+    lifted: Array = P @ inside @ P.T + outside * (np.eye(d) - P @ P.T)
+    return lifted
 
 
 def weighted_average(
@@ -116,7 +117,8 @@ def weighted_average(
     total = np.zeros_like(double(batches[0]))
     for weight, batch in zip(weights, batches, strict=True):
         total += weight * double(batch)
-    return total / np.sum(weights)
+    mean: Array = total / np.sum(weights)
+    return mean
 
 
 def followed_inverse(
