@@ -1,7 +1,7 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
 from ngd_core import factors, inversion, losses, rank_one, reconstruction, step, weighting
-from ngd_core.methods import FNGD, KFAC, SNGD, SOFIM, DenseNGD
+from ngd_core.methods import FNGD, KFAC, SNGD, SOFIM, BasisNoise, DenseNGD, ProjectiveKFAC
 from ngd_core.types import (
     CODE_MEANING,
     Conv2dGeometry,
@@ -13,6 +13,7 @@ from ngd_core.types import (
 )
 
 __all__ = [
+    "BasisNoise",
     "CODE_MEANING",
     "Conv2dGeometry",
     "DenseNGD",
@@ -23,6 +24,7 @@ __all__ = [
     "LayerRecord",
     "LayerSpec",
     "Method",
+    "ProjectiveKFAC",
     "SNGD",
     "SOFIM",
     "factors",

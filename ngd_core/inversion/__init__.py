@@ -1,4 +1,4 @@
-"""Damping, safe inverses, square roots and Kronecker algebra."""
+"""Damping, safe, projected and recursive inverses, square roots and Kronecker algebra."""
 
 from ngd_core.inversion.damped_kronecker import (
     ExactInverse,
@@ -10,6 +10,28 @@ from ngd_core.inversion.damped_kronecker import (
 from ngd_core.inversion.damping import factored_damping, mean_diagonal
 from ngd_core.inversion.kronecker import kronecker_dense, kronecker_product, kronecker_solve_eigh
 from ngd_core.inversion.ops import EAGER, PURE, Ops
+from ngd_core.inversion.projection import (
+    apply_projected,
+    change_basis,
+    compress,
+    orthonormal_basis,
+    range_basis,
+    top_basis,
+)
+from ngd_core.inversion.recursion_cost import (
+    inversion_flops,
+    recursion_flops,
+    recursion_pays,
+    resync_period,
+)
+from ngd_core.inversion.recursive import (
+    RecursiveInverse,
+    follow,
+    identity_recursive,
+    lag,
+    recursive_update,
+    resync,
+)
 from ngd_core.inversion.roots import (
     Roots,
     condition_bound,
@@ -29,25 +51,41 @@ __all__ = [
     "Ops",
     "PURE",
     "PiInverse",
+    "RecursiveInverse",
     "Roots",
     "apply_inverse",
+    "apply_projected",
+    "change_basis",
+    "compress",
     "condition_bound",
     "damped_inverse",
     "damped_roots",
     "denman_beavers",
     "factored_damping",
     "fallback_code",
+    "follow",
     "identity_inverse",
+    "identity_recursive",
+    "inversion_flops",
     "kronecker_dense",
     "kronecker_product",
     "kronecker_solve_eigh",
+    "lag",
     "landmarks",
     "mean_diagonal",
     "newton_schulz",
     "nystrom",
+    "orthonormal_basis",
+    "range_basis",
+    "recursion_flops",
+    "recursion_pays",
+    "recursive_update",
     "refresh_inverse",
+    "resync",
+    "resync_period",
     "safe_eigh",
     "shifted_power",
     "solve_dtype",
     "spd_inverse",
+    "top_basis",
 ]

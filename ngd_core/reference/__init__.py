@@ -7,7 +7,8 @@ layer, and compare your own code with
 - `exact_fisher`, `monte_carlo_fisher`, `empirical_fisher`, `natural_gradient`: dense matrices;
 - `kronecker_factors`, `kfac_factors`, `damped`, `direction`: K-FAC and KFC by their definitions;
 - `local_fisher`, `local_fishers`, `local_direction`, `reconstructed_descent`: SNGD by its own;
-- `fngd_directions`, `sofim_direction`: FNGD over epochs, SOFIM, by dense solves.
+- `fngd_directions`, `sofim_direction`: FNGD over epochs, SOFIM, by dense solves;
+- `lifted_inverse`, `followed_inverse`, `projective_direction`: projected, recursive inverses.
 
 It imports NumPy alone and shares no code with the rest of the package. Scale: F is the Fisher of
 the mean loss, ``F = (1/N) sum_n E[grad l_n grad l_n^T]``, and damping is added to that F.
@@ -59,6 +60,13 @@ from ngd_core.reference.losses import (
     sample_targets,
 )
 from ngd_core.reference.network import Layer, Network
+from ngd_core.reference.projective import (
+    dominant_eigenvectors,
+    followed_inverse,
+    lifted_inverse,
+    projective_direction,
+    weighted_average,
+)
 from ngd_core.reference.sngd import (
     local_damping,
     local_direction,
@@ -82,6 +90,7 @@ __all__ = [
     "dense",
     "diagonal_blocks",
     "direction",
+    "dominant_eigenvectors",
     "embedding_example_gradients",
     "empirical_fisher",
     "exact_fisher",
@@ -91,6 +100,7 @@ __all__ = [
     "fngd_damping",
     "fngd_direction",
     "fngd_directions",
+    "followed_inverse",
     "gauss_newton",
     "gelu",
     "global_avg_pool2d",
@@ -99,6 +109,7 @@ __all__ = [
     "kron",
     "kronecker_factors",
     "layer_norm",
+    "lifted_inverse",
     "local_damping",
     "local_direction",
     "local_fisher",
@@ -117,6 +128,7 @@ __all__ = [
     "output_gradients",
     "output_jacobians",
     "parameter_jacobians",
+    "projective_direction",
     "reconstructed_descent",
     "relu",
     "sample_targets",
@@ -128,4 +140,5 @@ __all__ = [
     "solve",
     "symmetric_power",
     "tanh",
+    "weighted_average",
 ]
