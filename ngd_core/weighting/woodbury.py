@@ -125,7 +125,7 @@ def coefficients(
     n = K.shape[-1]
     shift = n * _xp.scalar(damping, like=K, xp=xp)
     none = _xp.zeros((), like=K, dtype=xp.bool, xp=xp)
-    identity = _xp.eye(n, like=K, xp=xp)
+    identity = xp.broadcast_to(_xp.eye(n, like=K, xp=xp), K.shape)
     inverse, ok, code = damped_inverse(K, shift, identity, none, dtype=dtype, ops=ops, xp=xp)
     return xp.sum(inverse, axis=-1), ok, code
 
