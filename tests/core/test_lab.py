@@ -464,7 +464,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         "[2/3]",
         "[3/3]",
     ]
-    for text in ("damping 0.001", "best of 0.3, 1", "seed 3", "K-FAC does not reach 0.005"):
+    for text in ("damping 0.001", "best of 0.3, 1", "seed 3", "K-FAC does not reach 0.002"):
         assert text in out
     for column in ("learning rate", "steps to", "seconds to", "final train", "test accuracy"):
         assert column in out
