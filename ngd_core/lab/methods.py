@@ -8,7 +8,7 @@ from typing import Any
 
 from ngd_core import step
 from ngd_core.inversion import EAGER, PURE
-from ngd_core.methods import KFAC
+from ngd_core.methods import KFAC, SNGD, ProjectiveKFAC
 from ngd_core.types import Method
 
 __all__ = ["METHODS", "Entry", "Rule"]
@@ -70,6 +70,27 @@ METHODS = {
         rule=MOMENTUM,
         rates=(0.1, 0.3, 1.0),
         curvature=lambda eager: KFAC(ops=EAGER if eager else PURE),
+        damping=0.001,
+        refresh_every=5,
+        clip=1e-3,
+    ),
+    "sngd": Entry(
+        title="SNGD",
+        note="local Fisher of the layers' inputs every step, inverses every 5 steps, damping "
+        "relative to the mean eigenvalue, momentum 0.9",
+        rule=MOMENTUM,
+        rates=(0.03, 0.1, 0.3, 1.0),
+        curvature=lambda eager: SNGD(ops=EAGER if eager else PURE),
+        damping=0.01,
+        refresh_every=5,
+    ),
+    "projective": Entry(
+        title="Projective K-FAC",
+        note="as K-FAC, each factor inverted in its top half of eigenvectors and by one number "
+        "elsewhere",
+        rule=MOMENTUM,
+        rates=(0.1, 0.3, 1.0),
+        curvature=lambda eager: ProjectiveKFAC(rank=0.5, min_size=16, ops=EAGER if eager else PURE),
         damping=0.001,
         refresh_every=5,
         clip=1e-3,
