@@ -1,6 +1,10 @@
 """Layers, records and steps that the tests of SNGD share."""
 
+import functools
+import itertools
+
 import numpy as np
+from harness import law
 from hypothesis import strategies as st
 
 from ngd_core import SNGD, Conv2dGeometry, LayerRecord, LayerSpec, reference
@@ -31,8 +35,7 @@ METHODS = {
     "literal relu": SNGD("relu", "literal"),
     "newton-schulz": SNGD(root="newton-schulz", steps=14),
 }
-methods = st.sampled_from(list(METHODS))
-modes = st.sampled_from(["relative", "absolute", "trace"])
+MODES = ["relative", "absolute", "trace"]
 
 
 def batch(r, specs=SPECS):
@@ -89,3 +92,29 @@ def one_step(backend, method, records, grads, hyper, dtype="float64"):
 def traced(backend):
     """Compiled variants: laws that vary values only leave these functions to the other laws."""
     return backend.variant in ("jit", "compile")
+
+
+def law_over(options, **strategies):
+    """`law` that also holds for every combination of a few options.
+
+    Where each combination would be compiled anew, an example draws one of them.
+    """
+
+    def decorate(f):
+        @functools.wraps(f)
+        def every(backend, **drawn):
+            if backend.library == "jax" or traced(backend):
+                f(backend, **drawn)
+                return
+            for values in itertools.product(*options.values()):
+                chosen = dict(zip(options, values, strict=True))
+                try:
+                    f(backend, **{**drawn, **chosen})
+                except Exception as error:
+                    error.add_note(f"with {chosen}")
+                    raise
+
+        drawn = {key: st.sampled_from(list(values)) for key, values in options.items()}
+        return law(**strategies, **drawn)(every)
+
+    return decorate

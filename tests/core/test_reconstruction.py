@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from core.sngd_cases import law_over
 from harness import dtypes, law, rng, seeds, spd
 from hypothesis import strategies as st
 
@@ -17,8 +18,8 @@ ROOTS = {
     "newton-schulz": {"root": "newton-schulz", "steps": 16},
     "nystrom": {"root": "nystrom", "rank": 2},
 }
-metrics = st.sampled_from(["linear", "relu"])
-root_names = st.sampled_from(sorted(ROOTS, key=list(ROOTS).index))
+METRICS = ["linear", "relu"]
+some_momentum = st.sampled_from([0.9, 0.0])
 
 
 def draw_metric(r, metric, stack=()):
@@ -45,7 +46,7 @@ def every(matrix, rows=ROWS):
     return matrix if matrix.ndim == 3 else np.stack([matrix] * rows)
 
 
-@law(seed=seeds, metric=metrics, name=root_names, dtype=dtypes)
+@law_over({"metric": METRICS, "name": ROOTS}, seed=seeds, dtype=dtypes)
 def test_the_reconstructed_layer_computes_the_same(backend, seed, metric, name, dtype):
     """1.11 #1: (x R^-1)(w R)^T = x w^T, on the activations' side or on the weights'."""
     r = rng(seed)
@@ -64,7 +65,7 @@ def loss_of(x, y):
     return lambda w: np.mean(np.sum((np.tanh(x @ w.T) - y) ** 2, axis=1)) / 2
 
 
-@law(seed=seeds, metric=metrics, dtype=dtypes)
+@law_over({"metric": METRICS}, seed=seeds, dtype=dtypes)
 def test_gradient_at_the_coordinates(backend, seed, metric, dtype):
     """1.11 #2: the derivative of L(w' R^-1) by w', the root held fixed, is grad R^-1."""
     r = rng(seed)
@@ -121,7 +122,7 @@ def three_ways(w, x, y, layer, inverse, factor, *, mu, metric, xp):
     return literal, cholesky, direct
 
 
-@law(seed=seeds, metric=metrics, mu=st.sampled_from([0.0, 0.9]), dtype=dtypes)
+@law_over({"metric": METRICS, "mu": [0.0, 0.9]}, seed=seeds, dtype=dtypes)
 def test_descent_on_the_coordinates_is_natural_descent(backend, seed, metric, mu, dtype):
     """1.11 #3: k steps on w' are k natural steps; with P P^T = M^-1 for P; with heavy ball."""
     r = rng(seed)
@@ -141,7 +142,7 @@ def test_descent_on_the_coordinates_is_natural_descent(backend, seed, metric, mu
     assert_far(direct[-1], arrays[0], least=0.05)
 
 
-@law(seed=seeds, metric=metrics, groups=st.sampled_from([1, 2]), dtype=dtypes)
+@law_over({"metric": METRICS, "groups": [1, 2]}, seed=seeds, dtype=dtypes)
 def test_reprojection_keeps_the_function(backend, seed, metric, groups, dtype):
     """1.11 #5: outputs stay over a refresh, to rounding; without it they jump."""
     r = rng(seed)
@@ -202,7 +203,9 @@ def draw_training(seed):
 BOTH = ("weights", "momentum")
 
 
-@law(seed=seeds, metric=metrics, name=root_names, mu=st.sampled_from([0.9, 0.0]), dtype=dtypes)
+@law_over(
+    {"metric": METRICS, "name": ROOTS}, seed=seeds, mu=st.sampled_from([0.9, 0.0]), dtype=dtypes
+)
 def test_literal_is_direct_over_refreshes(backend, seed, metric, name, mu, dtype):
     """1.11 #4 and 1.2: the same weights after every step, with three refreshes and momentum."""
     start, batches = draw_training(seed)
@@ -224,7 +227,7 @@ def test_literal_is_direct_over_refreshes(backend, seed, metric, name, mu, dtype
     assert_far(paths[1][-1], start, least=0.02)
 
 
-@law(seed=seeds, carried=st.sampled_from([("weights",), ("momentum",), ()]))
+@law_over({"carried": [("weights",), ("momentum",), ()]}, seed=seeds)
 def test_what_is_not_reprojected_leads_elsewhere(backend, seed, carried):
     """1.11 #4: literal and direct part if either the weights or the momentum are left behind."""
     if backend.variant in ("jit", "compile"):

@@ -4,27 +4,28 @@ import numpy as np
 from core.sngd_cases import (
     FC,
     METHODS,
+    MODES,
     ORACLE,
     SEQ,
     SPECS,
     N,
     batch,
     gradients,
-    methods,
-    modes,
+    law_over,
     one_step,
     oracle_fisher,
     traced,
     varied,
 )
-from harness import dtypes, law, rng, seeds
-from hypothesis import strategies as st
+from harness import DTYPES, dtypes, law, rng, seeds
 
 from ngd_core import SNGD, Hyper, LayerRecord, LayerSpec, factors, reference
 from ngd_core.testing import assert_close, assert_far, tolerance
 
+STARTS = ["identity", "corrected"]
 
-@law(seed=seeds, name=methods, spec=st.sampled_from(SPECS), mode=modes, dtype=dtypes)
+
+@law_over({"name": METHODS, "spec": SPECS, "mode": MODES}, seed=seeds, dtype=dtypes)
 def test_direction_is_the_dense_damped_solve(backend, seed, name, spec, mode, dtype):
     """(I (x) G + eps I)^-1 vec(grad), or with a G_j a row, for every kind of layer and damping."""
     r, method, damping = rng(seed), varied(name, damping_mode=mode), 0.1
@@ -67,7 +68,7 @@ def local(backend, f, spec, record, dtype):
     ).astype(np.float64)
 
 
-@law(seed=seeds, spec=st.sampled_from(SPECS), dtype=dtypes)
+@law_over({"spec": SPECS}, seed=seeds, dtype=dtypes)
 def test_relu_metric_lies_below_the_linear(backend, seed, spec, dtype):
     """1.11 #9 and 1.3: 0 <= G_j <= G for every output; both equal the loops; symmetric."""
     record = batch(rng(seed))[spec]
@@ -83,8 +84,8 @@ def test_relu_metric_lies_below_the_linear(backend, seed, spec, dtype):
     assert np.linalg.eigvalsh(G[..., None, :, :] - each).max() > slack
 
 
-@law(seed=seeds, z=st.sampled_from([-90.0, -20.0, 0.0, 20.0, 90.0]), dtype=dtypes)
-def test_slope_of_the_relu_metric_at_any_output(backend, seed, z, dtype):
+@law_over({"z": [-90.0, -20.0, 0.0, 20.0, 90.0], "dtype": DTYPES})
+def test_slope_of_the_relu_metric_at_any_output(backend, z, dtype):
     """Full relative accuracy of s(z)^2 far down, no overflow: half dead outputs have a G_j too."""
     record = LayerRecord(np.ones((2, 3)), np.zeros((2, 2)), np.full((2, 2), z))
     got = local(backend, factors.relu_fisher, FC, record, dtype)
@@ -119,7 +120,7 @@ def test_linear_metric_is_the_fisher_of_a_gaussian_layer(backend, seed, dtype):
     assert_close(reference.kron(np.eye(2), G), F, dtype=dtype, size=N)
 
 
-@law(seed=seeds, mode=st.sampled_from(["direct", "literal"]), dtype=dtypes)
+@law_over({"mode": ["direct", "literal"]}, seed=seeds, dtype=dtypes)
 def test_linear_regression_takes_one_step(backend, seed, mode, dtype):
     """1.11 #6: eps = 0, eta = 1: one step from anywhere is the least-squares solution."""
     r = rng(seed)
@@ -178,7 +179,7 @@ def test_affine_maps_of_the_inputs_change_nothing(backend, seed, dtype):
     assert_far(paths[0][-1], batches[0][0] @ w[:, :-1].T + w[:, -1], least=0.05)
 
 
-@law(seed=seeds, name=methods, dtype=dtypes)
+@law_over({"name": METHODS}, seed=seeds, dtype=dtypes)
 def test_without_statistics_it_is_plain_descent_exactly(backend, seed, name, dtype):
     """1.11 #11: G = I (before any refresh, or one that had nothing) is SGD bit for bit; code 4."""
     method, grads = METHODS[name], backend.tree(gradients(rng(seed), [FC]), dtype)
@@ -192,7 +193,7 @@ def test_without_statistics_it_is_plain_descent_exactly(backend, seed, name, dty
         assert int(info[FC].code) == int(infos[FC].code) == 4
 
 
-@law(seed=seeds, mode=st.sampled_from(["direct", "literal"]), dtype=dtypes)
+@law_over({"mode": ["direct", "literal"]}, seed=seeds, dtype=dtypes)
 def test_whitened_inputs_give_plain_descent(backend, seed, mode, dtype):
     """1.11 #11: inputs with second moment I, no bias: the direction is the gradient."""
     r = rng(seed)
@@ -205,7 +206,7 @@ def test_whitened_inputs_give_plain_descent(backend, seed, mode, dtype):
     assert_close(directions[spec], grads[spec], dtype=dtype, size=6)
 
 
-@law(seed=seeds, name=methods, start=st.sampled_from(["identity", "corrected"]), dtype=dtypes)
+@law_over({"name": METHODS, "start": STARTS}, seed=seeds, dtype=dtypes)
 def test_average_over_batches(backend, seed, name, start, dtype):
     """1.11 #12: G_t = b^t G_0 + (1 - b) sum b^(t-k) G_k from the identity, or bias-corrected."""
     r, decay, damping = rng(seed), 0.7, 0.1
@@ -251,7 +252,7 @@ def test_settings_of_the_authors(backend, seed, dtype):
         assert_far(directions[spec], grads[spec], least=1e-4)
 
 
-@law(seed=seeds, name=methods, start=st.sampled_from(["corrected", "identity"]), dtype=dtypes)
+@law_over({"name": METHODS, "start": STARTS}, seed=seeds, dtype=dtypes)
 def test_what_a_step_does_not_depend_on(backend, seed, name, start, dtype):
     """Duplicated and permuted examples, micro-batches, another loss: the same directions."""
     if traced(backend):

@@ -12,14 +12,13 @@ from core.sngd_cases import (
     N,
     batch,
     gradients,
-    methods,
+    law_over,
     one_step,
     run,
     traced,
     varied,
 )
-from harness import dtypes, law, rng, seeds, tree_map
-from hypothesis import strategies as st
+from harness import dtypes, rng, seeds, tree_map
 
 from ngd_core import SNGD, Hyper, LayerRecord, reference
 from ngd_core.inversion import EAGER
@@ -38,7 +37,7 @@ def described(tree):
     return [(x.shape, str(x.dtype)) if hasattr(x, "dtype") else x for x in leaves(tree)]
 
 
-@law(seed=seeds, name=methods, dtype=dtypes)
+@law_over({"name": METHODS}, seed=seeds, dtype=dtypes)
 def test_state_keeps_its_structure_and_inputs_stay(backend, seed, name, dtype):
     """Shapes, dtypes and keys of the state are stable; arguments are not written to."""
     if traced(backend):
@@ -57,7 +56,7 @@ def test_state_keeps_its_structure_and_inputs_stay(backend, seed, name, dtype):
         assert np.array_equal(x, y) if hasattr(x, "dtype") else x == y
 
 
-@law(seed=seeds, name=methods, bad=st.sampled_from([np.nan, np.inf, 1e300]), dtype=dtypes)
+@law_over({"name": METHODS, "bad": [np.nan, np.inf, 1e300]}, seed=seeds, dtype=dtypes)
 def test_a_non_finite_batch_is_refused_and_counted(backend, seed, name, bad, dtype):
     """Its directions are those of the good batch alone, the identity's share included."""
     bad = min(bad, 1e30) if dtype == "float32" else bad
@@ -80,7 +79,7 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, name, bad, dty
         assert not hasattr(x, "dtype") or np.isfinite(x).all()
 
 
-@law(seed=seeds, name=methods, bad=st.sampled_from([np.nan, np.inf, -np.inf]), dtype=dtypes)
+@law_over({"name": METHODS, "bad": [np.nan, np.inf, -np.inf]}, seed=seeds, dtype=dtypes)
 def test_a_non_finite_gradient_gives_a_zero_direction(backend, seed, name, bad, dtype):
     if traced(backend):
         return
@@ -96,7 +95,7 @@ def test_a_non_finite_gradient_gives_a_zero_direction(backend, seed, name, bad, 
     assert np.any(directions[SEQ] != 0)
 
 
-@law(seed=seeds, name=methods, dtype=dtypes)
+@law_over({"name": METHODS}, seed=seeds, dtype=dtypes)
 def test_a_failed_refresh_keeps_the_last_good_inverse(backend, seed, name, dtype):
     """Code 3, and directions stay what they were."""
     r, method, hyper = rng(seed), METHODS[name], Hyper(0.1, 0.9)
@@ -116,7 +115,7 @@ def test_a_failed_refresh_keeps_the_last_good_inverse(backend, seed, name, dtype
     assert np.array_equal(got[FC], wanted[FC])
 
 
-@law(seed=seeds, mode=st.sampled_from(["direct", "literal"]), dtype=dtypes)
+@law_over({"mode": ["direct", "literal"]}, seed=seeds, dtype=dtypes)
 def test_a_dead_output_falls_back_alone(backend, seed, mode, dtype):
     """s(z)^2 = 0 throughout: that row keeps the identity (code 4), the other is preconditioned."""
     if traced(backend):
@@ -147,7 +146,7 @@ SPECIAL = {
 }
 
 
-@law(case=st.sampled_from(sorted(SPECIAL)), name=methods, damping=st.sampled_from([1e-3, 0.0]))
+@law_over({"case": SPECIAL, "name": METHODS, "damping": [1e-3, 0.0]})
 def test_degenerate_batches_give_finite_directions(backend, case, name, damping):
     """In float32, undamped and damped, and never a direction against the gradient."""
     if traced(backend):
@@ -182,7 +181,7 @@ def test_half_precision_gradients_keep_their_dtype():
         assert directions[FC].dtype == method.weights(state, blocks, xp=xp)[FC].dtype == dtype
 
 
-@law(seed=seeds, name=methods)
+@law_over({"name": METHODS}, seed=seeds)
 def test_eager_operations_change_nothing(backend, seed, name):
     if traced(backend):
         return
