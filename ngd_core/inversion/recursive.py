@@ -125,7 +125,8 @@ def recursive_update(
         the first of them only.
     ok : array of bool, shape (...)
         False where it is not finite, has a diagonal that is not positive, or fails on one probe
-        vector to be the inverse asked for; it must not be used then.
+        vector, a combination of the samples, to be the inverse asked for; it must not be used
+        then.
 
     Raises
     ------
@@ -149,7 +150,7 @@ def recursive_update(
     roots = (wide @ vectors) / xp.sqrt(values + alpha[..., None])[..., None, :]
     new = (K - roots @ roots.mT) / alpha[..., None, None]
     new = 0.5 * (new + new.mT)
-    probe = xp.cos(_xp.arange(K.shape[-1], like=K, xp=xp))[:, None]
+    probe = V.mT @ xp.cos(_xp.arange(V.shape[-2], like=K, xp=xp))[:, None]
     before = K @ probe
     size = xp.max(xp.abs(before), axis=(-2, -1), keepdims=True)
     size = xp.where(size > 0, size, _xp.ones((), like=size, xp=xp))

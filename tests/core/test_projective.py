@@ -26,7 +26,7 @@ from ngd_core.testing import assert_close, assert_far
 FC = LayerSpec("fc", "dense", 6, 4)  # A of order 7, G of order 4
 CONV = LayerSpec("conv", "conv2d", 4, 6, geometry=Conv2dGeometry(2, padding="same", groups=2))
 BARE = LayerSpec("bare", "dense", 6, 4, bias=False)
-SPECS = (FC, CONV)  # a stack of A of order 9, and of G of order 3, which min_size=4 leaves alone
+SPECS = (FC, CONV)  # of CONV two groups, A of order 9 and G of order 3
 BASES = ["top", "gaussian", "range"]
 bases = st.sampled_from(BASES)
 
@@ -132,7 +132,7 @@ def test_direction_is_the_dense_definition(backend, seed, basis, complement, dam
 
     For "gaussian", which averages within its basis, this is also compress and average commute.
     """
-    r, method = rng(seed), ProjectiveKFAC(0.5, basis, complement, min_size=4)
+    r, method = rng(seed), ProjectiveKFAC(0.5, basis, complement, min_size=3)
     specs = affordable(backend)
     records, grads = [batch(r, 8, specs), batch(r, 2, specs)], gradients(r, specs)
     state = start(backend, method, r, dtype, specs)
@@ -276,6 +276,26 @@ def test_auto_follows_only_where_it_pays():
     assert follows(True, 30) == (False, False)
     assert follows(False, 1) == (False, False)
     assert follows(False) == (True, True)
+
+
+@pytest.mark.parametrize(("sharing", "samples"), [("expand", 6), ("reduce", 2)])
+def test_a_sample_is_a_row_of_a_factor(sharing, samples):
+    """N T of A and M N T of G, or N and M N where positions are put together first."""
+    spec = LayerSpec("seq", "dense", 9, 9, bias=False, sharing=sharing)
+    r = rng(0)
+
+    def follows(order, vectors):
+        method = ProjectiveKFAC(order, recursive=True, min_size=1, halt_below=0.0)
+        records = [
+            {spec: LayerRecord(r.standard_normal((n, 3, 9)), r.standard_normal((m, n, 3, 9)))}
+            for n, m in ((8, 1), (2, vectors))
+        ]
+        layer = state_of(method, records[:1], records[1:], specs=(spec,)).layers[spec]
+        return bool(layer.a.inverse.following), bool(layer.g.inverse.following)
+
+    assert follows(samples, 1) == (False, False)
+    assert follows(samples + 1, 1) == (True, True)
+    assert follows(samples + 1, 2) == (True, False)
 
 
 def test_a_refresh_gives_the_same_whether_inverses_followed_or_not():
@@ -441,7 +461,7 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, basis, bad, si
     """Its directions are those of the good batches alone, and inverses follow as if none was."""
     bad = 1e300 if bad == 1e30 and dtype == "float64" else bad
     r, hyper = rng(seed), Hyper(0.1, 0.9)
-    method = ProjectiveKFAC(3, basis, recursive=True, min_size=4)
+    method = ProjectiveKFAC(3, basis, recursive=True, min_size=5)
     good, grads, poison = batch(r, 8, [FC]), gradients(r, [FC]), batch(r, 2, [FC])
     broken = {key: np.array(value) for key, value in poison[FC]._asdict().items() if key != "z"}
     broken[side][1, 1] = bad
@@ -456,7 +476,9 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, basis, bad, si
     assert float(refreshed[FC].measures["rejected"]) == 1
     assert int(state.layers[FC].rejected) == 2
     assert int(info[FC].code) == 0
-    assert bool(state.layers[FC].a.inverse.following)
+    for factor in state.layers[FC][:2]:
+        assert bool(factor.inverse.following)
+        assert float(factor.inverse.share) == 1
     assert_close(got[FC], wanted[FC], dtype=dtype)
     for x in leaves(state):
         assert not hasattr(x, "dtype") or np.isfinite(x).all()

@@ -131,9 +131,10 @@ def test_asymmetry_blows_up_and_symmetrisation_cures_it(backend):
     n, m, alpha, delta, steps = 20, 5, 0.95, 0.1, 400
     r, xp, step = rng(3), backend.xp, steps_of(backend, alpha)
     C = np.eye(n)
-    inverse = made(backend.array(C, "float32"), delta, xp)
+    skew = 1e-7 * np.triu(np.ones((n, n)), 1)  # as much as rounding leaves at some time
+    naive = (np.linalg.inv(C + delta * np.eye(n)) + skew - skew.T).astype(np.float32)
+    inverse = made(backend.array(C, "float32"), delta, xp)._replace(matrix=backend.array(naive))
     renewed = inverse
-    naive = np.linalg.inv(C + delta * np.eye(n)).astype(np.float32)
     for k in range(steps):
         y = rows(r, m, n)
         C = alpha * C + (1 - alpha) * y.T @ y
@@ -221,9 +222,10 @@ def test_an_unusable_update_leaves_the_last_good_inverse(backend, case, dtype):
 
 @eager_law(seed=seeds, dtype=dtypes)
 def test_an_indefinite_inverse_raises_nowhere_and_is_not_believed(backend, seed, dtype):
-    r = rng(seed)
-    q, _ = np.linalg.qr(r.standard_normal((4, 4)))
-    K, V = (q * np.asarray([-3.0, 1.0, 1.0, 1.0])) @ q.T, 2.0 * q[:, :2].T
+    """Also where its diagonal is positive, and stays so: then only the probe can tell."""
+    q = np.linalg.qr(np.concatenate([np.ones((4, 1)), rng(seed).standard_normal((4, 3))], 1))[0]
+    K, V = (q * np.asarray([-3.0, 100.0, 100.0, 100.0])) @ q.T, 2.0 * q[:, :1].T
+    assert np.all(np.diag(K) > 0)
     _, ok = backend.call(
         inversion.recursive_update,
         backend.array(K, dtype),
