@@ -88,7 +88,10 @@ def said(capsys, words, *more):
         ("compare digits", ["argument 'digits'", "--data"]),
         ("compare --models mpl", ["--models", "model 'mpl'", "did you mean mlp?"]),
         ("compare --methods sgd,kfca", ["--methods", "method 'kfca'", "did you mean kfac?"]),
-        ("compare --methods newton", ["method 'newton'", "known: kfac, sngd, projective, sgd, adam"]),
+        (
+            "compare --methods newton",
+            ["method 'newton'", "known: kfac, sngd, projective, sgd, adam"],
+        ),
         ("compare --backend numpi", ["--backend", "did you mean numpy?"]),
         ("compare --steps 0", ["--steps: '0' is not a whole number of at least 1"]),
         ("compare --steps 2.5", ["--steps: '2.5' is not a whole number of at least 1"]),
