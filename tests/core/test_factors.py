@@ -169,6 +169,17 @@ def test_join_and_split_are_inverse_and_fit_the_patches(backend, seed, geometry,
     assert_close(np.moveaxis(out, -1, 1).reshape(expected.shape), expected, size=20)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "pads"),
+    [(2, 1, 1, (0, 1)), (3, 1, 1, (1, 1)), (3, 1, 2, (2, 2)), (2, 2, 1, (0, 1)), (1, 2, 1, (0, 0))],
+)
+def test_the_odd_zero_of_same_padding_comes_after(kernel, stride, dilation, pads):
+    """As in XLA's "SAME", for an input of 5 rows."""
+    geometry = Conv2dGeometry(kernel, stride, dilation, "same")
+    assert geometry.pads(5, 5) == (pads, pads)
+    assert geometry.output_size(5, 5) == (-(-5 // stride),) * 2
+
+
 @law(seed=seeds, counts=st.lists(st.integers(1, 5), min_size=1, max_size=5), dtype=dtypes)
 def test_average_is_the_bias_corrected_ema_over_examples(backend, seed, counts, dtype):
     r, decay = rng(seed), 0.9

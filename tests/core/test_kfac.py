@@ -17,7 +17,7 @@ from ngd_core import (
     factors,
     reference,
 )
-from ngd_core.inversion import EAGER
+from ngd_core.inversion import EAGER, PURE, Ops
 from ngd_core.testing import assert_close
 
 FC = LayerSpec("fc", "dense", 3, 2)
@@ -185,9 +185,10 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, name, bad, whe
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's word about such data
         _, wanted, _, _ = step(backend, method, [good], grads, hyper, dtype)
         state, directions, refreshed, info = step(
-            backend, method, [good, poison], grads, hyper, dtype
+            backend, method, [good, poison, good], grads, hyper, dtype
         )
     assert float(refreshed[FC].measures["rejected"]) == 1
+    assert_close(refreshed[FC].measures["weight"], 3 * 0.9 + 3, dtype=dtype)
     assert int(info[FC].code) == 0
     if name != "dense full":
         assert_close(directions[FC], wanted[FC], dtype=dtype)
@@ -369,6 +370,63 @@ def test_degenerate_batches_give_finite_directions(backend, case, name, damping)
         expected = grad[FC] / damping if case != "zero inputs" else None
         if expected is not None:
             assert_close(u, expected, dtype="float32", size=10)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_vectors_are_summed_and_micro_batches_count_by_their_examples(name):
+    """Vectors 0.6 g and 0.8 g are as good as g; parts of 1, 2 and 3 examples as all 6."""
+    r, method, hyper = rng(0), METHODS[name], Hyper(0.1, 0.9)
+    before, joint, grads = batch(r, 4), batch(r, 6), gradients(r)
+    parts = [
+        {
+            s: LayerRecord(x.a[i:j], np.stack([0.6 * x.g[i:j], 0.8 * x.g[i:j]]))
+            for s, x in joint.items()
+        }
+        for i, j in ((0, 1), (1, 3), (3, 6))
+    ]
+
+    def direction(records, decays):
+        state = method.init(SPECS, np.zeros(()))
+        for record, decay in zip(records, decays, strict=True):
+            state = method.accumulate(state, record, Hyper(0.1, decay))
+        return method.direction(method.refresh(state, hyper)[0], grads, {}, hyper)[0]
+
+    got = direction([before, *parts], [0.9, 0.9, 1.0, 1.0])
+    wanted = direction([before, joint], [0.9, 0.9])
+    for spec in SPECS:
+        assert_close(got[spec], wanted[spec], kappa=1e3)
+
+
+@pytest.mark.parametrize("split", ["pi", "exact"])
+def test_the_code_of_a_layer_is_that_of_its_worst_group(split):
+    """One group of a convolution sees no input and is not damped: nothing to invert there."""
+    spec = LayerSpec("conv", "conv2d", 2, 2, False, geometry=Conv2dGeometry(1, groups=2))
+    a = rng(0).standard_normal((3, 2, 2, 2))
+    a[:, 0] = 0
+    record = {spec: LayerRecord(a, rng(1).standard_normal((3, 2, 2, 2)))}
+    method, hyper = KFAC(split), Hyper(0.0)
+    state = method.accumulate(method.init([spec], np.zeros(())), record, hyper)
+    state, refreshed = method.refresh(state, hyper)
+    u, info = method.direction(state, {spec: np.ones(spec.block_shape)}, {}, hyper)
+    assert int(refreshed[spec].code) == int(info[spec].code) == 4
+    assert u[spec][0, 0, 0] == 1
+    assert u[spec][1, 0, 0] != 1
+
+
+@pytest.mark.parametrize("solve", ["float32", "float64"])
+@pytest.mark.parametrize("make", [KFAC, DenseNGD])
+def test_options_reach_the_factorisation(make, solve):
+    seen = []
+
+    def look(m, *, xp):
+        seen.append(str(m.dtype))
+        return PURE.spd_inverse(m, xp=xp)
+
+    method = make(solve_dtype=solve, ops=Ops(spd_inverse=look, cond=EAGER.cond))
+    state = method.init([FC], np.zeros((), np.float32))
+    state = method.accumulate(state, only_fc(batch(rng(0), 3)), Hyper())
+    method.refresh(state, Hyper())
+    assert set(seen) == {solve}
 
 
 def test_one_by_one_factors():
