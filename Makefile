@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv, pinned by constraints.txt; a second run goes straight
 # to work. On a machine without an NVIDIA GPU, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU
-# builds before `make test` to get the small torch.
+# builds before `make test` or `make docs` to get the small torch.
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,12 +9,15 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constrain
 # One thread a worker: two OpenMP teams on the same cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest
 
+NUMPY := not readonly and not strict and not torch and not jax and not cupy
+MUTANTS := $(PYTEST) -n 2 -o python_files='run_*.py' tests/mutants
+
 PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deep lint types bench docs dist clean
+.PHONY: help demo test test-deep mutants coverage acceptance lint types bench docs dist clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */|/' \
@@ -27,8 +30,19 @@ test: $(VENV)/.test  ## Run the tests over every array library (PYTEST_ARGS="...
 	$(PYTEST) -n 2 $(PYTEST_ARGS)
 
 test-deep: export NGD_PROFILE := deep
-test-deep: $(VENV)/.test  ## Run the tests with 1,000 examples a law; hours
+test-deep: $(VENV)/.test  ## Run the tests with 1,000 examples a law, then the mutants; hours
 	$(PYTEST) -n 2 $(PYTEST_ARGS)
+	$(MUTANTS)
+
+mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test must catch
+	$(MUTANTS) $(PYTEST_ARGS)
+
+# NumPy alone: which lines run hardly depends on the library, and tracing makes the others slow
+coverage: $(VENV)/.test  ## Run the tests on NumPy and list the lines of the library that no test runs
+	$(PYTEST) -n 2 -k '$(NUMPY)' --cov=ngd_core --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+
+acceptance: $(VENV)/.test  ## Run the tests of each construct and write docs/acceptance.md from them
+	cd tests && OMP_NUM_THREADS=1 ../$(PY) -m acceptance.table
 
 lint: $(VENV)/.lint  ## Check style, format, types, docstrings, and tests that assert nothing
 	$(PY) -m ruff check
@@ -90,7 +104,8 @@ $(VENV)/.lint: $(VENV)/.lab
 	@$(INSTALL) --no-build-isolation -e '.[lab,testing]' --group lint
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.lab
+# the reference imports ngd_torch and ngd_jax
+$(VENV)/.docs: $(VENV)/.test
 	@echo 'Setting up $(VENV): Sphinx'
-	@$(INSTALL) --no-build-isolation -e '.[lab,testing]' --group docs
+	@$(INSTALL) --group docs
 	@touch $@

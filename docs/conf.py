@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.mathjax",
 ]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 exclude_patterns = ["_build", "templates"]
 templates_path = ["templates"]
 default_role = "code"
@@ -43,7 +44,14 @@ def _skip_fields(app, what, name, obj, skip, options):
     return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
+def _short_defaults(app, what, name, obj, options, signature, returns):
+    """Write ... for a default that is a function, in place of its address."""
+    short = signature and re.sub(r"<function [\w.]*(<lambda>)?[^>]*>", "...", signature)
+    return short, returns
+
+
 def setup(app):
     """Register the hooks with Sphinx."""
+    app.connect("autodoc-process-signature", _short_defaults)
     app.connect("autodoc-process-docstring", _escape_stars, priority=100)
     app.connect("autodoc-skip-member", _skip_fields)

@@ -1,7 +1,30 @@
 """Natural-gradient methods written once against the Python Array API standard."""
 
-from ngd_core import factors, inversion, losses, rank_one, reconstruction, step, weighting
-from ngd_core.methods import FNGD, KFAC, SNGD, SOFIM, BasisNoise, DenseNGD, ProjectiveKFAC
+from ngd_core import (
+    analysis,
+    factors,
+    inversion,
+    losses,
+    operators,
+    rank_one,
+    reconstruction,
+    state,
+    step,
+    weighting,
+)
+from ngd_core.methods import (
+    EKFAC,
+    FNGD,
+    KFAC,
+    SNGD,
+    SOFIM,
+    BasisNoise,
+    DenseNGD,
+    LayerCost,
+    ProjectiveKFAC,
+    TridiagonalKFAC,
+    layer_cost,
+)
 from ngd_core.types import (
     CODE_MEANING,
     Conv2dGeometry,
@@ -17,21 +40,28 @@ __all__ = [
     "CODE_MEANING",
     "Conv2dGeometry",
     "DenseNGD",
+    "EKFAC",
     "FNGD",
     "Hyper",
     "Info",
     "KFAC",
+    "LayerCost",
     "LayerRecord",
     "LayerSpec",
     "Method",
     "ProjectiveKFAC",
     "SNGD",
     "SOFIM",
+    "TridiagonalKFAC",
+    "analysis",
     "factors",
     "inversion",
+    "layer_cost",
     "losses",
+    "operators",
     "rank_one",
     "reconstruction",
+    "state",
     "step",
     "weighting",
 ]

@@ -15,13 +15,16 @@ __all__ = [
     "arange",
     "asarray",
     "astype",
+    "copied",
     "double",
     "eps",
     "eye",
     "fits",
     "full",
+    "index_dtype",
     "is_array",
     "namespace_of",
+    "on_host",
     "ones",
     "pad",
     "scalar",
@@ -76,6 +79,19 @@ def asarray(value: object, *, like: Array, dtype: DType = None, xp: Namespace) -
     return xp.asarray(value, dtype=like.dtype if dtype is None else dtype, device=_device(like))
 
 
+def copied(value: object, *, like: Array, xp: Namespace) -> Array:
+    """Copy values to the dtype and device of `like`."""
+    value = xp.asarray(value, device=_device(like), copy=True)
+    return astype(value, like.dtype, xp=xp)
+
+
+def on_host(x: Array) -> Array:
+    """Array that NumPy reads; on the device of a GPU it is copied."""
+    if array_api_compat.is_cupy_array(x) or array_api_compat.is_torch_array(x):
+        return array_api_compat.to_device(x, "cpu")
+    return x
+
+
 def scalar(value: Scalar, *, like: Array, dtype: DType = None, xp: Namespace) -> Array:
     """Python number or 0-d array as a 0-d array of dtype (unless given) and device of `like`."""
     dtype = like.dtype if dtype is None else dtype
@@ -102,6 +118,11 @@ def fits(x: Array, dtype: DType, *, xp: Namespace) -> Array:
 def working(dtype: DType, *, xp: Namespace) -> DType:
     """Dtype in which factors are kept: the given one, but at least float32."""
     return xp.float64 if dtype == xp.float64 else xp.float32
+
+
+def index_dtype(*, xp: Namespace) -> DType:
+    """Integer dtype that the namespace indexes with; wide enough for any position."""
+    return xp.__array_namespace_info__().default_dtypes()["indexing"]
 
 
 def double(*, xp: Namespace) -> DType | None:

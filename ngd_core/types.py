@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from ngd_core import _checks
 from ngd_core._typing import Array, Scalar
@@ -23,6 +23,9 @@ __all__ = [
     "LayerSpec",
     "Method",
 ]
+
+KINDS = ("dense", "conv2d", "embedding", "scale")
+"""Kinds of layers there are."""
 
 Padding: TypeAlias = Literal["same", "valid"] | tuple[tuple[int, int], tuple[int, int]]
 
@@ -165,24 +168,44 @@ class LayerSpec:
     ----------
     name : str
         Unique within a model.
-    kind : "dense" or "conv2d"
-        Dense means the last axis of the input is mapped; further axes are shared positions.
+    kind : "dense", "conv2d", "embedding" or "scale"
+        Dense means the last axis of the input is mapped; further axes are shared positions. An
+        embedding looks rows of a table up, a scale is the ``y = w * xhat + b`` behind a
+        normalisation (LayerNorm, RMSNorm, GroupNorm); see the notes.
     in_features, out_features : int
-        Features, or channels of a convolution (over all groups).
+        Features, or channels of a convolution (over all groups). The inputs of an embedding are
+        its vocabulary; a scale has as many outputs as inputs.
     bias : bool
-        Whether the block is ``[W b]``, the bias column last, or ``W``.
+        Whether the block is ``[W b]``, the bias column last, or ``W``. An embedding has none.
     sharing : "expand" or "reduce"
         Treatment of shared positions (pixels, tokens): every position a factor row of its own,
         or inputs averaged and gradients summed over positions first (Eschenhagen et al. 2023).
-        For a convolution "expand" is KFC (Grosse and Martens 2016).
+        For a convolution "expand" is KFC (Grosse and Martens 2016). An embedding knows "expand"
+        alone, whose input factor is diagonal; for a scale it plays no part.
     geometry : Conv2dGeometry or None
         For "conv2d" only.
 
     Raises
     ------
     ValueError
-        For an unknown kind or sharing, a convolution without geometry (or a dense layer with
-        one), sizes that are not positive integers, or channels that the groups do not divide.
+        For an unknown kind or sharing, a convolution without geometry (or another layer with
+        one), sizes that are not positive integers, channels that the groups do not divide, an
+        embedding with a bias or reduced positions, or a scale of unequal sizes.
+
+    Notes
+    -----
+    Embeddings and scales as kinds of their own are a choice made here [derived], not a paper's.
+
+    An embedding is a dense layer of one-hot inputs, so its block is the table transposed,
+    ``(features, vocabulary)``; `ngd_core.factors.join` and `split` convert.
+
+    A scale is a stack of as many blocks ``(1, 1 + bias)`` as it has features, each of which sees
+    one feature alone. Inputs are normalised by statistics of their own example, or of the batch
+    (BatchNorm): with the batch given, the loss of each example still has a gradient with respect
+    to w and b, and the block is exact, as long as no layer behind mixes examples. In front of one
+    that does, what is carried back to an example's outputs is the gradient of all examples'
+    losses: the sum over the batch is right, its parts are no example's own. That holds for layers
+    of every kind.
 
     Examples
     --------
@@ -191,10 +214,14 @@ class LayerSpec:
     (10, 21)
     >>> LayerSpec("conv", "conv2d", 4, 6, geometry=Conv2dGeometry(3, groups=2)).block_shape
     (2, 3, 19)
+    >>> LayerSpec("tokens", "embedding", 1000, 16, bias=False).block_shape
+    (16, 1000)
+    >>> LayerSpec("norm", "scale", 16, 16).block_shape
+    (16, 1, 2)
     """
 
     name: str
-    kind: Literal["dense", "conv2d"]
+    kind: Literal["dense", "conv2d", "embedding", "scale"]
     in_features: int
     out_features: int
     bias: bool = True
@@ -202,16 +229,31 @@ class LayerSpec:
     geometry: Conv2dGeometry | None = None
 
     def __post_init__(self) -> None:
-        _checks.one_of("kind", self.kind, ("dense", "conv2d"))
+        _checks.one_of("kind", self.kind, KINDS)
         _checks.one_of("sharing", self.sharing, ("expand", "reduce"))
         for size, value in (("inputs", self.in_features), ("outputs", self.out_features)):
             if not isinstance(value, int) or value < 1:
                 msg = f"Layer {self.name!r} has {value!r} {size}; expected an integer >= 1."
                 raise ValueError(msg)
-        if (self.geometry is None) != (self.kind == "dense"):
+        if (self.geometry is not None) != (self.kind == "conv2d"):
             msg = (
                 f"Layer {self.name!r} of kind {self.kind!r} has geometry {self.geometry!r}; "
-                "a convolution needs one and a dense layer has none."
+                "a convolution needs one and any other layer has none."
+            )
+            raise ValueError(msg)
+        if self.kind == "embedding" and self.bias:
+            msg = f"Layer {self.name!r} is an embedding, which has no bias; pass bias=False."
+            raise ValueError(msg)
+        if self.kind == "embedding" and self.sharing == "reduce":
+            msg = (
+                f"Layer {self.name!r} is an embedding with sharing 'reduce'; averages of one-hot "
+                "inputs have no diagonal second moment: use 'expand'."
+            )
+            raise ValueError(msg)
+        if self.kind == "scale" and self.in_features != self.out_features:
+            msg = (
+                f"Layer {self.name!r} is a scale of {self.in_features} inputs and "
+                f"{self.out_features} outputs; it works elementwise, so give the same number."
             )
             raise ValueError(msg)
         if self.in_features % self.groups or self.out_features % self.groups:
@@ -223,7 +265,9 @@ class LayerSpec:
 
     @property
     def groups(self) -> int:
-        """Number of channel groups; 1 for a dense layer."""
+        """Number of blocks: channel groups of a convolution, features of a scale, otherwise 1."""
+        if self.kind == "scale":
+            return self.in_features
         return 1 if self.geometry is None else self.geometry.groups
 
     @property
@@ -241,8 +285,11 @@ class LayerSpec:
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """Leading axes of blocks and factors: ``(groups,)`` if there are several, else ``()``."""
-        return () if self.groups == 1 else (self.groups,)
+        """Leading axes of blocks and factors: ``(groups,)`` if there are several, else ``()``.
+
+        A scale has that axis always, also for one feature.
+        """
+        return () if self.groups == 1 and self.kind != "scale" else (self.groups,)
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -257,20 +304,31 @@ class LayerRecord(NamedTuple):
     ----------
     a : array
         Layer inputs: ``(N, *positions, in_features)`` for dense layers,
-        ``(N, in_features, height, width)`` for convolutions.
+        ``(N, in_features, height, width)`` for convolutions, or the rows that the kernel reads,
+        ``(N, T, in_features * taps)`` as of `ngd_core.factors.unfolded`; integer tokens
+        ``(N, *positions)`` for embeddings, the normalised ``(N, *positions, features)`` for
+        scales (channels last, also for GroupNorm). A token outside ``[0, vocabulary)``, which no
+        compiled code could refuse, counts as no input at all: it is in no frequency, and its
+        one-hot row is zero.
     g : array
         Gradients of the per-example loss with respect to the layer outputs, a mean over the
         batch undone: ``(N, *positions, out_features)`` or
-        ``(N, out_features, out_height, out_width)``. One more leading axis M holds several
-        back-propagated vectors, which are *summed* in the Fisher: the columns of the loss
-        Hessian's root for the exact Fisher, or M samples, each divided by ``sqrt(M)``.
+        ``(N, out_features, out_height, out_width)``, to rows ``(N, T, out_features)``. One more
+        leading axis M holds several back-propagated vectors, which are *summed* in the Fisher:
+        the columns of the loss Hessian's root for the exact Fisher, or M samples, each divided by
+        ``sqrt(M)``.
     z : array or None
         Layer outputs, for methods that need them.
+    tied : LayerRecord or None
+        For an embedding whose table is an output layer too: the record of that use, as of a dense
+        layer from ``out_features`` to ``in_features``; see
+        `ngd_core.factors.product_of_marginals`.
     """
 
     a: Array
     g: Array
     z: Array | None = None
+    tied: LayerRecord | None = None
 
 
 class Hyper(NamedTuple):
@@ -283,10 +341,15 @@ class Hyper(NamedTuple):
     decay : float or array of shape ()
         Weight kept by older statistics when a batch is accumulated. The first micro-batch of a
         step uses this, each further one 1.
+    share : float or array of shape ()
+        Weight of an example of the batch in the averages. Below 1 where a batch is accumulated
+        several times, each time with some of its back-propagated vectors: with ``1/K`` and g times
+        ``sqrt(K)`` for K equal parts the averages are those of all vectors at once.
     """
 
     damping: Scalar = 1e-3
     decay: Scalar = 0.95
+    share: Scalar = 1.0
 
 
 class Info(NamedTuple):
@@ -320,7 +383,12 @@ Layers: TypeAlias = Mapping[LayerSpec, Any]
 
 
 class Method(Protocol):
-    """A natural-gradient method: static options and four pure functions over layers."""
+    """A natural-gradient method: static options and four pure functions over layers.
+
+    Its ``kinds`` are those of `LayerSpec` that it takes.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
 
     def init(self, specs: Iterable[LayerSpec], like: Array) -> Any:
         """State before any statistics; dtype and device follow `like`."""

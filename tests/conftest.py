@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import cuda
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if not os.environ.get("NGD_GPU") else "cuda,cpu")
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -24,3 +25,8 @@ def _forget_compiled_programs():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+def pytest_markeval_namespace():
+    """Names for conditions of marks that are given as strings."""
+    return {"cuda": cuda}

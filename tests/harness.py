@@ -121,7 +121,9 @@ class Backend:
         return bound(*args)
 
 
-def _cuda(module: str) -> bool:
+@functools.cache
+def cuda(module: str) -> bool:
+    """Whether `module` finds an NVIDIA GPU; conftest.py names it for conditions of marks."""
     try:
         if module == "cupy":
             import cupy
@@ -135,7 +137,8 @@ def _cuda(module: str) -> bool:
 
 
 def _gpu(backend: Backend, module: str) -> Any:
-    skip = pytest.mark.skipif(not _cuda(module), reason=f"no NVIDIA GPU with {module}")
+    # as a string: torch is imported when such a test is about to run, not when it is collected
+    skip = pytest.mark.skipif(f"not cuda({module!r})", reason=f"no NVIDIA GPU with {module}")
     return pytest.param(backend, marks=[pytest.mark.gpu, skip], id=str(backend))
 
 

@@ -1,5 +1,38 @@
-"""Binding of the core to PyTorch: so far its native operations."""
+"""Natural-gradient optimizers for PyTorch models."""
 
+from ngd_torch._layers import LayerRule
 from ngd_torch._ops import NATIVE
+from ngd_torch._optimizers import (
+    EKFAC,
+    FNGD,
+    KFAC,
+    SNGD,
+    NaturalGradient,
+    Options,
+    Preconditioner,
+    ProjectiveKFAC,
+)
+from ngd_torch._reconstruct import fold, left_out, reconstruct
+from ngd_torch._refresh import attach, refresh
+from ngd_torch._report import Report
+from ngd_torch._sofim import SOFIM
 
-__all__ = ["NATIVE"]
+__all__ = [
+    "EKFAC",
+    "FNGD",
+    "KFAC",
+    "LayerRule",
+    "NATIVE",
+    "NaturalGradient",
+    "Options",
+    "Preconditioner",
+    "ProjectiveKFAC",
+    "Report",
+    "SNGD",
+    "SOFIM",
+    "attach",
+    "fold",
+    "left_out",
+    "reconstruct",
+    "refresh",
+]

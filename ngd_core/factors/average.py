@@ -12,7 +12,7 @@ def average(
     mean: Array,
     weight: Array,
     batch: Array,
-    count: int,
+    count: Scalar,
     decay: Scalar,
     *,
     xp: Namespace | None = None,
@@ -32,8 +32,8 @@ def average(
         ``sum_k decay^(t-k) n_k`` so far, 0 at the start.
     batch : array, shape of `mean`
         Mean over the new batch's examples.
-    count : int
-        Examples in the new batch.
+    count : int, float or array of shape ()
+        Examples in the new batch, or what they weigh.
     decay : float or array of shape ()
         Weight kept by everything older, in [0, 1]; the papers' ``epsilon`` or ``beta``.
     xp : namespace, optional
@@ -59,6 +59,7 @@ def average(
     """
     xp = _checks.common_namespace(xp, mean=mean, weight=weight, batch=batch)
     _checks.unit_interval(decay=decay)
+    count = _xp.scalar(count, like=weight, xp=xp)
     total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
     share = _xp.astype(count / total, mean.dtype, xp=xp)
     # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten

@@ -7,6 +7,8 @@ routes lead there:
   ``(X X^T + 1) * (G G^T)``; N^2 T^2 (D + O) multiplications;
 - explicit: form ``u_i``, then ``U^T U``; N T D O + N^2 D O multiplications.
 
+The one-hot inputs of an embedding are compared rather than multiplied, which costs nothing.
+
 Two cheaper formulas are in use elsewhere and are wrong where T > 1, so they are not here: taking
 all positions as further features, and summing inputs and gradients over positions first.
 """
@@ -16,9 +18,9 @@ from __future__ import annotations
 from typing import Literal
 
 from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace
+from ngd_core._typing import Array, DType, Namespace
 from ngd_core.factors.per_example import per_example_gradients
-from ngd_core.factors.sharing import rows
+from ngd_core.factors.sharing import rows, token_rows
 from ngd_core.types import LayerRecord, LayerSpec
 
 __all__ = ["embedding_gram", "gram", "gram_route", "norm_scale_gram"]
@@ -30,7 +32,9 @@ def gram_route(spec: LayerSpec, positions: int) -> Route:
     """Cheaper route to a layer's Gram matrix, from static sizes alone.
 
     "positions" if T = 1 or ``T^2 (D + O) < D O`` with D columns and O rows of a block, the rule
-    that the authors' code of TENGraD uses for convolutions; otherwise "explicit".
+    that the authors' code of TENGraD uses for convolutions; otherwise "explicit". Derived here:
+    an embedding, whose inputs need no product, takes "positions" if ``T^2 < D``, and a scale,
+    whose gradients are no larger than its inputs, always "explicit".
 
     Parameters
     ----------
@@ -52,6 +56,10 @@ def gram_route(spec: LayerSpec, positions: int) -> Route:
     ('positions', 'positions', 'explicit')
     """
     d, o = spec.columns, spec.rows
+    if spec.kind == "scale":
+        return "explicit"
+    if spec.kind == "embedding":
+        return "positions" if positions == 1 or positions**2 < d else "explicit"
     return "positions" if positions == 1 or positions**2 * (d + o) < d * o else "explicit"
 
 
@@ -60,6 +68,7 @@ def gram(
     record: LayerRecord,
     *,
     route: Route | None = None,
+    dtype: DType | None = None,
     xp: Namespace | None = None,
 ) -> Array:
     """Inner products ``K_ij = <u_i, u_j>`` of the per-example gradients of one layer.
@@ -68,11 +77,14 @@ def gram(
     ----------
     spec : LayerSpec
         Layer; its ``sharing`` plays no part, the gradients are exact. Groups of a convolution
-        are parts of one block, so their Gram matrices are added.
+        and features of a scale are parts of one block, so their Gram matrices are added.
     record : LayerRecord
         Inputs and per-example output gradients (a mean over the batch undone).
     route : "positions", "explicit" or None
         How; None leaves it to `gram_route`. The result is the same.
+    dtype : dtype, optional
+        Of the result, to which the record is cast first; the record's own if not given. At least
+        float32 either way.
     xp : namespace, optional
         Array namespace; found from the record if not given.
 
@@ -80,7 +92,7 @@ def gram(
     -------
     array, shape (M N, M N)
         For M back-propagated vectors, those of one vector in a row: ``(N, N)`` for M = 1.
-        At least float32; symmetric up to rounding and positive semi-definite. Not divided by N.
+        Symmetric up to rounding and positive semi-definite. Not divided by N.
 
     Raises
     ------
@@ -98,17 +110,33 @@ def gram(
     """
     xp = _checks.common_namespace(xp, a=record.a, g=record.g)
     _checks.one_of("route", route, ("positions", "explicit", None))
-    x, y = rows(spec, record, xp=xp)
-    *stack, m, n, t, outputs = y.shape
+    of_tokens = spec.kind == "embedding" and record.tied is None
+    x, y = (token_rows if of_tokens else rows)(spec, record, dtype=dtype, xp=xp)
+    *stack, m, n, t, _ = y.shape
     if (route or gram_route(spec, t)) == "explicit":
-        u = xp.reshape(per_example_gradients(spec, record, xp=xp), (m * n, -1))
+        u = xp.reshape(per_example_gradients(spec, record, dtype=dtype, xp=xp), (m * n, -1))
         return u @ u.mT
-    x = xp.reshape(x, (*stack, n * t, -1))
-    y = xp.reshape(y, (*stack, m * n * t, outputs))
-    inputs = x @ x.mT + int(spec.bias)
-    pairs = xp.reshape(y @ y.mT, (*stack, m, n * t, m, n * t)) * inputs[..., None, :, None, :]
-    k = xp.sum(xp.reshape(pairs, (*stack, m * n, t, m * n, t)), axis=(-3, -1))
+    if of_tokens:
+        flat = xp.reshape(x, (n * t,))
+        known = (flat >= 0) & (flat < spec.in_features)
+        inputs = _xp.astype(_equal(flat) & known, y.dtype, xp=xp)
+    else:
+        x = xp.reshape(x, (*stack, n * t, -1))
+        inputs = x @ x.mT + int(spec.bias)
+    k = _over_positions(inputs, y, xp=xp)
     return xp.sum(k, axis=0) if stack else k
+
+
+def _over_positions(inputs: Array, y: Array, *, xp: Namespace) -> Array:
+    """Sum over positions of inner products of inputs ``(..., N T, N T)`` times those of y."""
+    *stack, m, n, t, outputs = y.shape
+    y = xp.reshape(y, (*stack, m * n * t, outputs))
+    pairs = xp.reshape(y @ y.mT, (*stack, m, n * t, m, n * t)) * inputs[..., None, :, None, :]
+    return xp.sum(xp.reshape(pairs, (*stack, m * n, t, m * n, t)), axis=(-3, -1))
+
+
+def _equal(flat: Array) -> Array:
+    return flat[:, None] == flat[None, :]
 
 
 def embedding_gram(tokens: Array, g: Array, *, xp: Namespace | None = None) -> Array:
@@ -119,16 +147,17 @@ def embedding_gram(tokens: Array, g: Array, *, xp: Namespace | None = None) -> A
     Parameters
     ----------
     tokens : array of integers, shape (N, *positions)
-        Indices into the table.
-    g : array, shape (N, *positions, features)
-        Per-example gradients at the looked-up rows.
+        Indices into the table. Its size is not known here: `gram` alone tells tokens outside.
+    g : array, shape (N, *positions, features) or (M, N, *positions, features)
+        Per-example gradients at the looked-up rows, of M back-propagated vectors.
     xp : namespace, optional
         Array namespace; found from the arrays if not given.
 
     Returns
     -------
-    array, shape (N, N)
-        At least float32. Needs memory for ``(N T)^2`` numbers, none for the table's size.
+    array, shape (M N, M N)
+        At least float32; ordered as by `gram`. Needs memory for ``(M N T)^2`` numbers, none for
+        the table's size.
 
     Raises
     ------
@@ -148,15 +177,14 @@ def embedding_gram(tokens: Array, g: Array, *, xp: Namespace | None = None) -> A
     xp = _checks.common_namespace(xp, tokens=tokens, g=g)
     _checks.integral(xp, tokens=tokens)
     _checks.floating(xp, g=g)
+    _checks.rank(1, tokens=tokens)
     _checks.rank(2, g=g)
-    _checks.shape("tokens", tokens, tuple(g.shape[:-1]), "all axes of g but the last")
-    n, features = g.shape[0], g.shape[-1]
-    y = xp.reshape(_xp.astype(g, _xp.working(g.dtype, xp=xp), xp=xp), (-1, features))
-    flat = xp.reshape(tokens, (-1,))
-    same = flat[:, None] == flat[None, :]
-    pairs = xp.where(same, y @ y.mT, _xp.zeros((), like=y, xp=xp))
-    t = y.shape[0] // n
-    return xp.sum(xp.reshape(pairs, (n, t, n, t)), axis=(1, 3))
+    g = g if g.ndim == tokens.ndim + 2 else g[None, ...]
+    _checks.shape("tokens", tokens, tuple(g.shape[1:-1]), "the axes of g before the last")
+    m, n, features = g.shape[0], tokens.shape[0], g.shape[-1]
+    y = xp.reshape(_xp.astype(g, _xp.working(g.dtype, xp=xp), xp=xp), (m, n, -1, features))
+    same = _xp.astype(_equal(xp.reshape(tokens, (-1,))), y.dtype, xp=xp)
+    return _over_positions(same, y, xp=xp)
 
 
 def norm_scale_gram(

@@ -16,17 +16,62 @@ reduce    ``(1/N) sum_n xbar_n xbar_n^T``               ``(1/N) sum_m sum_n ghat
 2016, theorem 2), Eschenhagen et al. (2023) average the reduced factors' ``1/T^2`` in ``G``. Here
 the factor T sits in G, so A has entries of the inputs' own size, and the trace-norm split of the
 damping is the same for every such choice.
+
+Two kinds of layer have factors of their own [derived here]:
+
+- An embedding's inputs are one-hot, so its A of "expand" is diagonal: the tokens' frequencies,
+  counted without making anything one-hot and kept as a vector. G is that of the table. Uses of
+  the table as output layer come in by `ngd_core.factors.product_of_marginals`.
+- A scale has one block ``[w b]`` a feature, whose Fisher is small enough to be formed:
+  ``A = (1/N) sum_m sum_n u_mn u_mn^T`` with ``u = sum_t g_t [xhat_t; 1]``, and ``G = 1``. Their
+  product is the exact diagonal block of the feature, with several positions too.
 """
 
 from __future__ import annotations
 
-from ngd_core import _checks
+from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace
 from ngd_core.factors.moment import second_moment
-from ngd_core.factors.sharing import Rows, rows
+from ngd_core.factors.per_example import per_example_gradients
+from ngd_core.factors.sharing import Rows, rows, token_rows
+from ngd_core.factors.tied import product_of_marginals
 from ngd_core.types import LayerRecord, LayerSpec
 
-__all__ = ["input_factor", "kronecker_factors", "output_factor"]
+__all__ = [
+    "factor_shapes",
+    "input_factor",
+    "kronecker_factors",
+    "output_factor",
+    "token_frequencies",
+]
+
+
+def factor_shapes(spec: LayerSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of a layer's Kronecker factors A and G.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        Layer.
+
+    Returns
+    -------
+    tuple of tuple of int
+        ``(*stack, columns, columns)``, or ``(columns,)`` for the diagonal A of an embedding, and
+        ``(*stack, rows, rows)``. A factor with one axis less than the other is a diagonal.
+
+    Examples
+    --------
+    >>> from ngd_core import LayerSpec
+    >>> factor_shapes(LayerSpec("fc", "dense", 3, 2))
+    ((4, 4), (2, 2))
+    >>> factor_shapes(LayerSpec("tokens", "embedding", 1000, 2, bias=False))
+    ((1000,), (2, 2))
+    """
+    g = (*spec.stack, spec.rows, spec.rows)
+    if spec.kind == "embedding":
+        return (spec.columns,), g
+    return (*spec.stack, spec.columns, spec.columns), g
 
 
 def kronecker_factors(
@@ -53,7 +98,8 @@ def kronecker_factors(
     Returns
     -------
     A : array, shape (*stack, columns, columns)
-        Input factor (``Omega``, ``Psi`` or ``A`` in the papers), bias coordinate last.
+        Input factor (``Omega``, ``Psi`` or ``A`` in the papers), bias coordinate last; for an
+        embedding its diagonal alone, shape ``(columns,)``.
     G : array, shape (*stack, rows, rows)
         Output-gradient factor (``Gamma`` or ``G``).
 
@@ -64,8 +110,8 @@ def kronecker_factors(
 
     Notes
     -----
-    Both are symmetric and, up to a few units of rounding, positive semi-definite. F is the Fisher
-    of the mean loss: it does not change when the batch is duplicated or permuted.
+    Matrices are symmetric and, up to a few units of rounding, positive semi-definite. F is the
+    Fisher of the mean loss: it does not change when the batch is duplicated or permuted.
 
     Examples
     --------
@@ -77,11 +123,37 @@ def kronecker_factors(
     ([[5.0, 2.0], [2.0, 1.0]], [[2.0]])
     """
     xp = _checks.common_namespace(xp, a=record.a, g=record.g)
+    if spec.kind == "scale":
+        u = per_example_gradients(spec, record, dtype=dtype, xp=xp)
+        m, n, features, _, columns = u.shape
+        u = xp.permute_dims(xp.reshape(u, (m * n, features, columns)), (1, 0, 2))
+        return second_moment(u, n, xp=xp), _xp.ones((features, 1, 1), like=u, xp=xp)
+    if spec.kind == "embedding":
+        canonical = token_rows(spec, record, dtype=dtype, xp=xp)
+        A = token_frequencies(canonical.x, spec.in_features, dtype=canonical.y.dtype, xp=xp)
+        G = output_factor(canonical, sharing="expand", xp=xp)
+        if record.tied is None:
+            return A, G
+        return product_of_marginals((A, G), _as_output(spec, record.tied, A, xp=xp), xp=xp)
     canonical = rows(spec, record, dtype=dtype, xp=xp)
     return (
         input_factor(canonical, bias=spec.bias, sharing=spec.sharing, xp=xp),
         output_factor(canonical, sharing=spec.sharing, xp=xp),
     )
+
+
+def _as_output(
+    spec: LayerSpec, record: LayerRecord, like: Array, *, xp: Namespace
+) -> tuple[Array, Array]:
+    """Factors of a table's uses as output layer, for its block, which is transposed.
+
+    The table's side of the vocabulary sees the gradients, of whose factor the diagonal is kept.
+    """
+    dense = LayerSpec(spec.name, "dense", spec.out_features, spec.in_features, bias=False)
+    canonical = rows(dense, record, dtype=like.dtype, xp=xp)
+    n = canonical.x.shape[0]
+    diagonal = xp.sum(canonical.y**2, axis=(0, 1, 2)) / n
+    return diagonal, input_factor(canonical, bias=False, sharing="expand", xp=xp)
 
 
 def input_factor(canonical: Rows, *, bias: bool, sharing: str, xp: Namespace) -> Array:
@@ -146,3 +218,42 @@ def output_factor(canonical: Rows, *, sharing: str, xp: Namespace) -> Array:
         y = xp.sum(y, axis=-2, keepdims=True)
     *stack, m, n, t, outputs = y.shape
     return second_moment(xp.reshape(y, (*stack, m * n * t, outputs)), n, xp=xp)
+
+
+def token_frequencies(
+    tokens: Array, vocabulary: int, *, dtype: DType, xp: Namespace | None = None
+) -> Array:
+    """Share of each token among all tokens of a batch: the diagonal of an embedding's A.
+
+    The diagonal of ``(1/(N T)) sum x x^T`` over one-hot x, by counting: sorted tokens are searched
+    for the places where each begins, so neither one-hot rows nor a matrix is formed.
+
+    Parameters
+    ----------
+    tokens : array of integers, shape (...)
+        Tokens of all examples and positions.
+    vocabulary : int
+        Number of tokens there are. What is outside ``[0, vocabulary)`` is counted nowhere, but
+        does count among all tokens.
+    dtype : dtype
+        Of the frequencies, real floating.
+    xp : namespace, optional
+        Array namespace; found from the tokens if not given.
+
+    Returns
+    -------
+    array, shape (vocabulary,)
+        Counts over the number of tokens; counts are exact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> token_frequencies(np.asarray([[2, 0], [2, 9]]), 4, dtype=np.float64, xp=np)
+    array([0.25, 0.  , 0.5 , 0.  ])
+    """
+    xp = _checks.common_namespace(xp, tokens=tokens)
+    _checks.integral(xp, tokens=tokens)
+    flat = xp.reshape(_xp.astype(tokens, _xp.index_dtype(xp=xp), xp=xp), (-1,))
+    flat = xp.sort(flat)
+    begins = xp.searchsorted(flat, _xp.arange(vocabulary + 1, like=flat, xp=xp))
+    return _xp.astype(begins[1:] - begins[:-1], dtype, xp=xp) / flat.shape[0]

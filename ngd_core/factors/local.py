@@ -19,7 +19,8 @@ Fisher of an example, which sums over them, is T times it. ``0 <= G_j <= G`` as 
 The authors of SNGD publish code for dense layers alone. For convolutions (rows are patches, one
 matrix for each group) and gated recurrent layers the extension is ours: all gates of such a
 layer read ``[a_t, h_(t-1), 1]``, so it is a dense layer of these inputs over N examples and T
-times whose outputs are the stacked gates, and has one G.
+times whose outputs are the stacked gates, and has one G. That is an LSTM; the candidate of a GRU
+reads the reset state instead, so it is a layer of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors.kronecker import input_factor
+from ngd_core.factors.records import several_vectors
 from ngd_core.factors.sharing import rows
 from ngd_core.types import LayerRecord, LayerSpec
 
@@ -107,9 +109,9 @@ def relu_fisher(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = 
             "layer's outputs, or give the layer the linear metric."
         )
         raise ValueError(msg)
-    a, g, z = record
+    a, g, z, _ = record
     xp = _checks.common_namespace(xp, a=a, g=g, z=z)
-    wanted = tuple(g.shape[g.ndim - a.ndim :])
+    wanted = tuple(g.shape[1:] if several_vectors(spec, record) else g.shape)
     _checks.shape("z", z, wanted, f"the outputs of layer {spec.name!r}")
     x, outputs = rows(spec, LayerRecord(a, z), xp=xp)
     *stack, n, t, _ = x.shape

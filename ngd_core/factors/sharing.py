@@ -2,6 +2,9 @@
 
 Every kind of layer becomes a linear map on rows: ``y = [W b] [x; 1]`` at each of T shared
 positions of each of N examples. All factor code works on that one layout.
+
+A scale is such a map for each feature, of one input and one output. The rows of an embedding are
+one-hot; where its tokens will do, `token_rows` has them instead.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from typing import NamedTuple
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace
 from ngd_core.factors.patches import patches
+from ngd_core.factors.records import check_record, several_vectors
 from ngd_core.types import LayerRecord, LayerSpec
 
-__all__ = ["Rows", "join", "rows", "split"]
+__all__ = ["Rows", "join", "rows", "split", "token_rows"]
 
 
 class Rows(NamedTuple):
-    """A record in canonical layout; ``stack`` is ``(groups,)`` or empty.
+    """A record in canonical layout; ``stack`` is ``(groups,)``, ``(features,)`` or empty.
 
     Parameters
     ----------
@@ -55,12 +59,14 @@ def rows(
     -------
     Rows
         Inputs ``(*stack, N, T, inputs)``, column order (channel, kernel row, kernel column) for a
-        convolution, and gradients ``(*stack, M, N, T, outputs)``.
+        convolution, and gradients ``(*stack, M, N, T, outputs)``. Inputs of an embedding are
+        one-hot and take memory for ``N T vocabulary`` numbers.
 
     Raises
     ------
     TypeError
-        If the arrays are of different libraries or not real floating.
+        If the arrays are of different libraries or not real floating (an embedding's tokens: not
+        integers).
     ValueError
         If the shapes fit neither the layer nor each other, or there is nothing in the batch.
 
@@ -73,54 +79,102 @@ def rows(
     >>> x.shape, y.shape
     ((4, 7, 3), (1, 4, 7, 2))
     """
-    a, g, _ = record
-    xp = _checks.common_namespace(xp, a=a, g=g)
-    _checks.floating(xp, a=a, g=g)
-    _check_record(spec, a, g)
+    xp = check_record(spec, record, xp=xp)
+    if spec.kind == "embedding":
+        tokens, y = token_rows(spec, record, dtype=dtype, xp=xp)
+        known = _xp.arange(spec.in_features, like=tokens, xp=xp)
+        looked_up = Rows(_xp.astype(tokens[..., None] == known, y.dtype, xp=xp), y)
+        return looked_up if record.tied is None else _tied_rows(looked_up, record.tied, xp=xp)
+    a, g = record.a, record.g
     dtype = _xp.working(xp.result_type(a, g) if dtype is None else dtype, xp=xp)
     a, g = _xp.astype(a, dtype, xp=xp), _xp.astype(g, dtype, xp=xp)
-    if g.ndim == a.ndim:
+    if not several_vectors(spec, record):
         g = g[None, ...]
+    n, m = a.shape[0], g.shape[0]
     if spec.geometry is None:
-        n, m = a.shape[0], g.shape[0]
+        x = xp.reshape(a, (n, -1, spec.in_features))
+        y = xp.reshape(g, (m, n, -1, spec.out_features))
+        if spec.kind == "dense":
+            return Rows(x, y)
         return Rows(
-            xp.reshape(a, (n, -1, spec.in_features)), xp.reshape(g, (m, n, -1, spec.out_features))
+            xp.permute_dims(x, (2, 0, 1))[..., None], xp.permute_dims(y, (3, 0, 1, 2))[..., None]
         )
-    m, n, _, height, width = g.shape
+    if a.ndim == 3:
+        x, y = (xp.reshape(rows, (*rows.shape[:-1], spec.groups, -1)) for rows in (a, g))
+        if not spec.stack:
+            return Rows(x[..., 0, :], y[..., 0, :])
+        return Rows(xp.permute_dims(x, (2, 0, 1, 3)), xp.permute_dims(y, (3, 0, 1, 2, 4)))
     x = patches(a, spec.geometry, xp=xp)
-    y = xp.reshape(g, (m, n, spec.groups, spec.rows, height * width))
+    y = xp.reshape(g, (m, n, spec.groups, spec.rows, -1))
     y = xp.permute_dims(y, (2, 0, 1, 4, 3))
     return Rows(x, y if spec.stack else y[0, ...])
 
 
-def _check_record(spec: LayerSpec, a: Array, g: Array) -> None:
-    name = f"record of layer {spec.name!r}: "
-    if spec.geometry is None:
-        _checks.rank(2, **{name + "a": a})
-        wanted = (*a.shape[:-1], spec.out_features)
-        channels = a.shape[-1]
-    else:
-        _checks.rank(4, 4, **{name + "a": a})
-        wanted = (a.shape[0], spec.out_features, *spec.geometry.output_size(*a.shape[2:]))
-        channels = a.shape[1]
-    if channels != spec.in_features:
-        msg = (
-            f"{name}a has shape {tuple(a.shape)} with {channels} features; "
-            f"expected {spec.in_features}."
-        )
-        raise ValueError(msg)
-    if tuple(g.shape) != wanted and tuple(g.shape[1:]) != wanted:
-        msg = (
-            f"{name}g has shape {tuple(g.shape)}; expected {wanted}, or one more leading axis of "
-            "back-propagated vectors."
-        )
-        raise ValueError(msg)
-    if 0 in (*a.shape, *g.shape):
-        msg = (
-            f"{name}the batch is empty: a has shape {tuple(a.shape)} and g {tuple(g.shape)}; leave "
-            "out steps without examples, positions or back-propagated vectors."
-        )
-        raise ValueError(msg)
+def _tied_rows(looked_up: Rows, record: LayerRecord, *, xp: Namespace) -> Rows:
+    """Put uses of a table as output layer behind its look-ups, as rows of its block.
+
+    Such a use of weight ``(V, E)`` has gradient ``g h^T``, so its row of inputs is g and its row of
+    outputs h. As g is one of M vectors, each vector has positions of its own, 0 for the others.
+    """
+    m, n, _, features = looked_up.y.shape
+    h = xp.reshape(_xp.astype(record.a, looked_up.y.dtype, xp=xp), (n, -1, features))
+    g = xp.reshape(_xp.astype(record.g, looked_up.y.dtype, xp=xp), (m, n, h.shape[1], -1))
+    g = xp.reshape(xp.permute_dims(g, (1, 0, 2, 3)), (n, -1, g.shape[-1]))
+    own = _xp.eye(m, like=h, xp=xp)[:, None, :, None, None]
+    y = xp.reshape(own * h[None, :, None, :, :], (m, n, -1, features))
+    return Rows(xp.concat([looked_up.x, g], axis=-2), xp.concat([looked_up.y, y], axis=-2))
+
+
+def token_rows(
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
+) -> Rows:
+    """Bring an embedding's record to rows of tokens, of which none is made one-hot.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        Embedding.
+    record : LayerRecord
+        Its tokens and per-example output gradients.
+    dtype : dtype, optional
+        Of the gradients; their own if not given. At least float32 either way.
+    xp : namespace, optional
+        Array namespace; found from the record if not given.
+
+    Returns
+    -------
+    Rows
+        Tokens ``(N, T)``, of the dtype that the library indexes with, and gradients
+        ``(M, N, T, features)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rows`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import LayerRecord, LayerSpec
+    >>> spec = LayerSpec("tokens", "embedding", 10, 2, bias=False)
+    >>> record = LayerRecord(a=np.asarray([[1, 9], [0, 1]]), g=np.ones((2, 2, 2)))
+    >>> token_rows(spec, record).x
+    array([[1, 9],
+           [0, 1]])
+    """
+    xp = check_record(spec, record, xp=xp)
+    tokens, g = record.a, record.g
+    n, m = tokens.shape[0], g.shape[0] if several_vectors(spec, record) else 1
+    dtype = _xp.working(g.dtype if dtype is None else dtype, xp=xp)
+    index = _xp.astype(tokens, _xp.index_dtype(xp=xp), xp=xp)
+    return Rows(
+        xp.reshape(index, (n, -1)),
+        xp.reshape(_xp.astype(g, dtype, xp=xp), (m, n, -1, spec.out_features)),
+    )
 
 
 def join(
@@ -132,8 +186,10 @@ def join(
     ----------
     spec : LayerSpec
         Layer.
-    weight : array, shape (out, in) or (out, in / groups, kernel height, kernel width)
-        Weight in PyTorch's layout.
+    weight : array
+        Weight in PyTorch's layout: ``(out, in)``, a convolution's ``(out, in / groups, kernel
+        height, kernel width)``, an embedding's ``(vocabulary, features)``, a scale's
+        ``(features,)``.
     bias : array, shape (out,), or None
         Bias; needed exactly if ``spec.bias``.
     xp : namespace, optional
@@ -162,10 +218,9 @@ def join(
     parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     xp = _checks.common_namespace(xp, **parts)
     inputs = spec.columns - spec.bias
-    wanted: tuple[int, ...] = (spec.out_features, spec.in_features)
-    if spec.geometry is not None:
-        wanted = (spec.out_features, spec.in_features // spec.groups, *spec.geometry.kernel_size)
-    _checks.shape("weight", weight, wanted, f"layer {spec.name!r}")
+    _checks.shape("weight", weight, _weight_shape(spec), f"layer {spec.name!r}")
+    if spec.kind == "embedding":
+        return xp.matrix_transpose(weight)
     block = xp.reshape(weight, (*spec.stack, spec.rows, inputs))
     if bias is None:
         return block
@@ -190,7 +245,7 @@ def split(
     Returns
     -------
     weight : array
-        In PyTorch's layout.
+        In PyTorch's layout, see `join`.
     bias : array, shape (out,), or None
         None if the layer has no bias.
 
@@ -208,9 +263,16 @@ def split(
     """
     xp = _checks.common_namespace(xp, block=block)
     _checks.shape("block", block, spec.block_shape, f"layer {spec.name!r}")
+    if spec.kind == "embedding":
+        return xp.matrix_transpose(block), None
     inputs = spec.columns - spec.bias
-    shape: tuple[int, ...] = (spec.out_features, spec.in_features)
-    if spec.geometry is not None:
-        shape = (spec.out_features, spec.in_features // spec.groups, *spec.geometry.kernel_size)
-    weight = xp.reshape(block[..., :inputs], shape)
+    weight = xp.reshape(block[..., :inputs], _weight_shape(spec))
     return weight, xp.reshape(block[..., inputs], (spec.out_features,)) if spec.bias else None
+
+
+def _weight_shape(spec: LayerSpec) -> tuple[int, ...]:
+    if spec.geometry is not None:
+        return spec.out_features, spec.in_features // spec.groups, *spec.geometry.kernel_size
+    if spec.kind == "embedding":
+        return spec.in_features, spec.out_features
+    return (spec.out_features,) if spec.kind == "scale" else (spec.out_features, spec.in_features)

@@ -1,7 +1,8 @@
 """Inverse of a damped Kronecker product, refreshed from factors and applied to blocks.
 
 Two forms of ``(G (x) A + lambda I)^-1``: from separately damped factors, or from the eigenvalues of
-both. Either holds on to its last good value when new factors cannot be used.
+both. Either holds on to its last good value when new factors cannot be used. A factor A that is
+diagonal is given, and kept, as a vector (`ngd_core.inversion.diagonal`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
 from ngd_core.inversion.damping import factored_damping, mean_diagonal
+from ngd_core.inversion.diagonal import diagonal_inverse, diagonal_spectrum, is_diagonal
 from ngd_core.inversion.kronecker import kronecker_product, kronecker_solve_eigh
 from ngd_core.inversion.ops import PURE, Ops
 from ngd_core.inversion.spd import FLOOR, damped_inverse, fallback_code, safe_eigh
@@ -30,8 +32,9 @@ class PiInverse(NamedTuple):
 
     Parameters
     ----------
-    a : array, shape (..., d, d)
-        ``(A + pi sqrt(lambda) I)^-1``, the identity before the first refresh.
+    a : array, shape (..., d, d) or (..., d)
+        ``(A + pi sqrt(lambda) I)^-1``, the identity before the first refresh; for a diagonal A
+        the diagonal of it.
     g : array, shape (..., o, o)
         ``(G + sqrt(lambda) / pi I)^-1``, likewise.
     good : array of bool, shape (...)
@@ -50,8 +53,8 @@ class ExactInverse(NamedTuple):
     ----------
     a_values : array, shape (..., d)
         Eigenvalues of A.
-    a_vectors : array, shape (..., d, d)
-        Eigenvectors of A, in the columns.
+    a_vectors : array, shape (..., d, d) or (..., d)
+        Eigenvectors of A, in the columns; for a diagonal A ones, the diagonal of the identity.
     g_values : array, shape (..., o)
         Eigenvalues of G.
     g_vectors : array, shape (..., o, o)
@@ -71,7 +74,14 @@ class ExactInverse(NamedTuple):
 
 
 def identity_inverse(
-    split: str, stack: tuple[int, ...], d: int, o: int, *, like: Array, xp: Namespace
+    split: str,
+    stack: tuple[int, ...],
+    d: int,
+    o: int,
+    *,
+    diagonal: bool = False,
+    like: Array,
+    xp: Namespace,
 ) -> PiInverse | ExactInverse:
     """Inverse that leaves blocks as they are, marked as not good.
 
@@ -83,6 +93,8 @@ def identity_inverse(
         Leading axes of blocks and factors.
     d, o : int
         Columns and rows of a block.
+    diagonal : bool
+        Whether A is diagonal and kept as a vector.
     like : array
         Template of dtype and device.
     xp : namespace
@@ -107,11 +119,12 @@ def identity_inverse(
     def no() -> Array:
         return _xp.zeros(stack, like=like, dtype=xp.bool, xp=xp)
 
+    a = _xp.ones((*stack, d), like=like, xp=xp) if diagonal else identity(d)
     if split == "pi":
-        return PiInverse(identity(d), identity(o), no())
+        return PiInverse(a, identity(o), no())
     return ExactInverse(
         _xp.ones((*stack, d), like=like, xp=xp),
-        identity(d),
+        a,
         _xp.ones((*stack, o), like=like, xp=xp),
         identity(o),
         _xp.zeros(stack, like=like, xp=xp),
@@ -135,8 +148,8 @@ def refresh_inverse(
     ----------
     old : PiInverse or ExactInverse
         Decides the form, and stays where either factor cannot be used.
-    A : array, shape (..., d, d)
-        Input factor.
+    A : array, shape (..., d, d) or (..., d)
+        Input factor, or its diagonal if the old inverse was made for that.
     G : array, shape (..., o, o)
         Output-gradient factor.
     damping : float or array of shape ()
@@ -187,23 +200,39 @@ def _refresh_pi(
     xp: Namespace,
 ) -> tuple[PiInverse, Array]:
     for_a, for_g = factored_damping(A, G, damping, xp=xp)
+    diagonal = is_diagonal(A, G)
+    mean_a = xp.mean(A, axis=-1) if diagonal else mean_diagonal(A, xp=xp)
     # one zero factor makes the product zero, whatever the other
-    present = (mean_diagonal(A, xp=xp) > 0) & (mean_diagonal(G, xp=xp) > 0)
-    present = _xp.astype(present, A.dtype, xp=xp)[..., None, None]
-    a, _, code_a = damped_inverse(A * present, for_a, old.a, old.good, dtype=dtype, ops=ops, xp=xp)
-    g, _, code_g = damped_inverse(G * present, for_g, old.g, old.good, dtype=dtype, ops=ops, xp=xp)
+    present = _xp.astype((mean_a > 0) & (mean_diagonal(G, xp=xp) > 0), A.dtype, xp=xp)
+    A, G = A * _like_factor(present, diagonal), G * present[..., None, None]
+    if diagonal:
+        a, _, code_a = diagonal_inverse(A, for_a, old.a, old.good, xp=xp)
+    else:
+        a, _, code_a = damped_inverse(A, for_a, old.a, old.good, dtype=dtype, ops=ops, xp=xp)
+    g, _, code_g = damped_inverse(G, for_g, old.g, old.good, dtype=dtype, ops=ops, xp=xp)
     code = xp.maximum(code_a, code_g)
     ok = code < KEPT
-    matrix = ok[..., None, None]
-    new = PiInverse(xp.where(matrix, a, old.a), xp.where(matrix, g, old.g), old.good | ok)
+    new = PiInverse(
+        xp.where(_like_factor(ok, diagonal), a, old.a),
+        xp.where(ok[..., None, None], g, old.g),
+        old.good | ok,
+    )
     return new, code
+
+
+def _like_factor(x: Array, diagonal: bool) -> Array:
+    return x[..., None] if diagonal else x[..., None, None]
 
 
 def _refresh_exact(
     old: ExactInverse, A: Array, G: Array, damping: Scalar, *, dtype: str | None, xp: Namespace
 ) -> tuple[ExactInverse, Array]:
     _checks.nonnegative(damping=damping)
-    a_values, a_vectors, a_ok = safe_eigh(A, dtype=dtype, xp=xp)
+    diagonal = is_diagonal(A, G)
+    if diagonal:
+        a_values, a_vectors, a_ok = diagonal_spectrum(A, xp=xp)
+    else:
+        a_values, a_vectors, a_ok = safe_eigh(A, dtype=dtype, xp=xp)
     g_values, g_vectors, g_ok = safe_eigh(G, dtype=dtype, xp=xp)
     eps = FLOOR * _xp.eps(A.dtype, xp=xp)
     floor = eps * xp.sum(a_values, axis=-1) * xp.sum(g_values, axis=-1)
@@ -212,12 +241,13 @@ def _refresh_exact(
     used = xp.where(raised, floor, asked)
     ok = a_ok & g_ok & xp.isfinite(used) & (asked >= 0) & (used > 0)
     mild = [_xp.full(raised.shape, c, like=A, dtype=xp.int32, xp=xp) for c in (RAISED, OK)]
-    vector, matrix = ok[..., None], ok[..., None, None]
+    vector = ok[..., None]
+    # old vectors first: torch lays out the result like them, another layout is compiled anew
     new = ExactInverse(
         xp.where(vector, a_values, old.a_values),
-        xp.where(matrix, a_vectors, old.a_vectors),
+        xp.where(~_like_factor(ok, diagonal), old.a_vectors, a_vectors),
         xp.where(vector, g_values, old.g_values),
-        xp.where(matrix, g_vectors, old.g_vectors),
+        xp.where(~ok[..., None, None], old.g_vectors, g_vectors),
         xp.where(ok, used, old.damping),
         old.good | ok,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
+from ngd_core.inversion.diagonal import is_diagonal
 
 __all__ = ["factored_damping", "mean_diagonal"]
 
@@ -45,8 +46,8 @@ def factored_damping(
 
     Parameters
     ----------
-    A : array, shape (..., d, d)
-        Input factor.
+    A : array, shape (..., d, d) or (..., d)
+        Input factor, or its diagonal if it has no more.
     G : array, shape (..., o, o)
         Output-gradient factor, such that the product is the Fisher of the mean loss.
     damping : float or array of shape ()
@@ -78,9 +79,10 @@ def factored_damping(
     _checks.nonnegative(damping=damping)
     xp = _checks.common_namespace(xp, A=A, G=G)
     _checks.floating(xp, A=A, G=G)
-    _checks.square(A=A, G=G)
+    _checks.square(**({"G": G} if is_diagonal(A, G) else {"A": A, "G": G}))
     root = xp.sqrt(_xp.scalar(damping, like=A, xp=xp))
-    a, g = mean_diagonal(A, xp=xp), mean_diagonal(G, xp=xp)
+    a = xp.mean(A, axis=-1) if is_diagonal(A, G) else mean_diagonal(A, xp=xp)
+    g = mean_diagonal(G, xp=xp)
     both = (a > 0) & (g > 0)
     one = _xp.ones((), like=a, xp=xp)
     a, g = xp.sqrt(xp.where(both, a, one)), xp.sqrt(xp.where(both, g, one))

@@ -44,10 +44,13 @@ class Ops:
         ``cond(pred, true, false, *, xp)``: the tuple of arrays that ``true()`` or ``false()``
         returns, chosen by the 0-d boolean array `pred`. The pure twin computes both; `EAGER`
         looks at `pred`, which costs a host synchronisation and cannot be traced.
+    warm : bool
+        Whether `spd_inverse` also takes the keyword ``start``, the last inverse or the identity.
     """
 
     spd_inverse: Callable[..., Array] = _spd_inverse_pure
     cond: Callable[..., Any] = _cond_pure
+    warm: bool = False
 
 
 PURE = Ops()

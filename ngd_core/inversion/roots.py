@@ -26,6 +26,7 @@ from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace, Scalar
 from ngd_core.inversion.damping import mean_diagonal
 from ngd_core.inversion.ops import PURE, Ops
+from ngd_core.inversion.schulz import frobenius_norm
 from ngd_core.inversion.spd import fallback_code, mild_code, scaled, shifted, solve_dtype
 from ngd_core.types import DOUBLE
 
@@ -163,7 +164,7 @@ def newton_schulz(m: Array, *, steps: int = 30, xp: Namespace | None = None) -> 
            [0.      , 0.333333]])
     """
     xp = _checks.common_namespace(xp, m=m)
-    s = xp.sqrt(xp.sum(m * m, axis=(-2, -1), keepdims=True))
+    s = frobenius_norm(m, xp=xp)
     identity = _xp.eye(m.shape[-1], like=m, xp=xp)
     y = m / s
     z = identity + 0 * y
@@ -433,4 +434,4 @@ def _attempt(
 
 
 def _norm(x: Array, *, xp: Namespace) -> Array:
-    return xp.sqrt(xp.sum(x * x, axis=(-2, -1)))
+    return frobenius_norm(x, xp=xp)[..., 0, 0]

@@ -204,13 +204,13 @@ def damped_inverse(
     _checks.square(m=m)
     _checks.shape("previous", previous, tuple(m.shape), "that of m")
     work = solve_dtype(dtype, like=m, xp=xp)
-    inverse, ok, raised = _attempt(m, damping, work, ops=ops, xp=xp)
+    inverse, ok, raised = _attempt(m, damping, previous, work, ops=ops, xp=xp)
     code = mild_code(raised, xp=xp)
     double = _xp.double(xp=xp)
     if double is not None and double != work:
 
         def again() -> tuple[Array, Array, Array]:
-            second, second_ok, _ = _attempt(m, damping, double, ops=ops, xp=xp)
+            second, second_ok, _ = _attempt(m, damping, previous, double, ops=ops, xp=xp)
             doubled = _xp.full((), DOUBLE, like=code, xp=xp)
             return (
                 xp.where(ok[..., None, None], inverse, second),
@@ -224,11 +224,15 @@ def damped_inverse(
 
 
 def _attempt(
-    m: Array, damping: Scalar, dtype: DType, *, ops: Ops, xp: Namespace
+    m: Array, damping: Scalar, previous: Array, dtype: DType, *, ops: Ops, xp: Namespace
 ) -> tuple[Array, Array, Array]:
     part = scaled(m, damping, dtype, xp=xp)
     safe = shifted(part, xp=xp)
-    inverse = ops.spd_inverse(safe, xp=xp)
+    if ops.warm:
+        start = _xp.astype(previous, dtype, xp=xp) * part.scale[..., None, None]
+        inverse = ops.spd_inverse(safe, start=start, xp=xp)
+    else:
+        inverse = ops.spd_inverse(safe, xp=xp)
     probe = xp.cos(_xp.arange(m.shape[-1], like=safe, xp=xp))[:, None]
     residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
     inverse = inverse / part.scale[..., None, None]

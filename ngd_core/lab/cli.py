@@ -103,6 +103,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             },
         ),
         out=arguments.out,
+        probe=arguments.agreement,
         limit=arguments.limit,
         threads=arguments.threads,
     )
@@ -183,7 +184,8 @@ _COMPARE: dict[str, dict[str, Any]] = {
     "--backend": {
         "type": _name("backend", BACKENDS),
         "default": "numpy",
-        "help": f"array library: {', '.join(BACKENDS)} (default: numpy)",
+        "help": f"{', '.join(BACKENDS)}: arrays of that library, with torch nn.Module models and "
+        "ngd_torch (default: numpy)",
     },
     "--data": {
         "default": "digits",
@@ -239,6 +241,13 @@ _COMPARE: dict[str, dict[str, Any]] = {
         "help": "added to the curvature (repeatable; default: "
         + "; ".join(f"{n}={m.damping}" for n, m in METHODS.items() if m.damping is not None)
         + ")",
+    },
+    "--agreement": {
+        "type": _number(int, lambda value: value >= 0, "a whole number of at least 0"),
+        "default": 64,
+        "metavar": "EXAMPLES",
+        "help": "examples on which each method's direction is compared with the exact natural "
+        "gradient, at three points of its best run; 0 for no comparison (default: 64)",
     },
     "--threads": {
         "type": _count,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import threadpoolctl
 
 from ngd_core import nn
-from ngd_core.lab import picture, report, results
+from ngd_core.lab import picture, report, results, train
 from ngd_core.lab.arrays import BACKENDS, Arrays
 from ngd_core.lab.data import Data, load
 from ngd_core.lab.errors import UserError
@@ -20,9 +23,16 @@ from ngd_core.lab.methods import METHODS
 from ngd_core.lab.models import MODELS
 from ngd_core.lab.progress import Watch, watching
 from ngd_core.lab.settings import Settings
-from ngd_core.lab.train import Problem, trainer
+from ngd_core.lab.train import Coverage, Params, Problem, Run
 
 __all__ = ["compare", "problem"]
+
+T = TypeVar("T")
+MODULES = "torch"
+"""Backend whose models are modules."""
+
+EARLY = 5
+"""Steps before the first comparison with the exact natural gradient."""
 
 
 def compare(settings: Settings, *, overwrite: bool = False) -> results.Comparison:
@@ -49,9 +59,15 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
     arrays = BACKENDS[settings.backend]()
     data = load(settings.data, settings.limit)
     problems = {name: problem(name, data, arrays, settings) for name in settings.models}
+    fits = {
+        name: {method: _fit(task, method, arrays, settings) for method in settings.methods}
+        for name, task in problems.items()
+    }
+    refused = {name: _only(str, fit) for name, fit in fits.items()}
+    pairs = {name: _left(name, settings, refused[name]) for name in problems}
     results.claim(folder, overwrite=overwrite)
     console = report.console()
-    runs = len(problems) * sum(len(settings.grids[name]) for name in settings.methods)
+    runs = sum(len(settings.grids[method]) for methods in pairs.values() for method in methods)
     versions = {"python": platform.python_version()} | {
         package: importlib.metadata.version(package)
         for package in dict.fromkeys(("ngd-core", "numpy", settings.backend))
@@ -69,12 +85,12 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
     ):
         tuned = {
             name: {
-                method: _grid(name, method, task, arrays, settings, watch)
-                for method in settings.methods
+                method: _grid(name, method, task, arrays, settings, watch) for method in pairs[name]
             }
             for name, task in problems.items()
         }
-    comparison = results.Comparison(settings, versions, sizes, parameters, tuned)
+    coverage = {name: _only(Coverage, fit) for name, fit in fits.items()}
+    comparison = results.Comparison(settings, versions, sizes, parameters, tuned, coverage, refused)
     results.write_json(folder / results.RESULTS, results.as_json(comparison))
     results.write(folder / results.PICTURE, lambda path: picture.draw(comparison, path))
     report.closing(console, comparison)
@@ -82,7 +98,9 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
 
 
 def problem(name: str, data: Data, arrays: Arrays, settings: Settings) -> Problem:
-    """Network, initial values, batches and noise, all drawn by NumPy from the seed.
+    """Network, initial values, batches and noise, from the seed.
+
+    NumPy draws them all, but for the initial values of models that are modules only.
 
     Parameters
     ----------
@@ -98,46 +116,120 @@ def problem(name: str, data: Data, arrays: Arrays, settings: Settings) -> Proble
     Returns
     -------
     Problem
-        The same for every method and every library.
+        The same for every method, and for every library that can hold the model.
 
     Raises
     ------
     UserError
-        If the model cannot take the data, or a batch is larger than the training set.
+        If the model cannot take the data or be had from the library, or a batch is larger than the
+        training set.
     """
     n, batch, steps = len(data.y_train), settings.batch_size, settings.steps
     if batch > n:
         msg = f"--batch-size {batch} is more than the {n} training examples; give at most {n}"
         raise UserError(msg)
-    model = MODELS[name].build(data.x_train.shape[1:], data.classes)
     initial, order, noise = (
         np.random.default_rng(seed) for seed in np.random.SeedSequence(settings.seed).spawn(3)
     )
-    uniforms = {
-        key: arrays.array(initial.random(shape, dtype=np.float32))
-        for key, shape in nn.shapes(model).items()
-    }
+    model, params = _network(name, data, arrays, settings, initial)
     epochs = [order.permutation(n) for _ in range(math.ceil(steps * batch / n))]
     return Problem(
         model=model,
-        params=nn.init(model, uniforms),
+        params=params,
         train=(arrays.array(data.x_train), arrays.array(data.y_train)),
         test=(arrays.array(data.x_test), arrays.array(data.y_test)),
         order=np.concatenate(epochs)[: steps * batch].reshape(steps, batch).astype(np.int32),
         noise=noise.random((steps, batch), dtype=np.float32),
         evaluate_every=settings.evaluate_every,
+        probe=min(settings.probe, batch),
+        seed=settings.seed,
     )
+
+
+def _network(
+    name: str, data: Data, arrays: Arrays, settings: Settings, random: np.random.Generator
+) -> tuple[Any, Params]:
+    """Model and its initial values: with PyTorch a module, else a network of the core."""
+    build, shape = MODELS[name].build, data.x_train.shape[1:]
+    as_modules = settings.backend == MODULES
+    if build is None and not as_modules:
+        msg = (
+            f"The model '{name}' is a torch.nn.Module; give --backend {MODULES}, or choose "
+            "other --models"
+        )
+        raise UserError(msg)
+    if build is not None:
+        network = build(shape, data.classes)
+        uniforms = {
+            key: arrays.array(random.random(shape, dtype=np.float32))
+            for key, shape in nn.shapes(network).items()
+        }
+        params = nn.init(network, uniforms)
+        if not as_modules:
+            return network, params
+    from ngd_core.lab import torch_models
+
+    if build is None:
+        module = torch_models.fresh(name, shape, data.classes, settings.seed)
+    else:
+        module = torch_models.as_module(network, params)
+    return module, dict(module.named_parameters())
+
+
+def _torch_train() -> ModuleType:
+    from ngd_core.lab import torch_train
+
+    return torch_train
 
 
 def _grid(
     model: str, method: str, task: Problem, arrays: Arrays, settings: Settings, watch: Watch
 ) -> results.Tuned:
     entry = METHODS[method]
-    train = trainer(task, entry, settings.damping.get(method), arrays)
+    trainer = _torch_train().trainer if settings.backend == MODULES else train.trainer
+    ready = trainer(task, entry, settings.damping.get(method), arrays)
     runs = []
     for rate in settings.grids[method]:
         name = f"{model} {entry.title} lr {rate:g}"
-        run = train(rate, partial(watch.at, name))
+        run = ready.run(rate, partial(watch.at, name))
         watch.end(f"{name}: {report.outcome(run, settings.target)}")
         runs.append(run)
-    return results.tune(runs, settings.target)
+    tuned = results.tune(runs, settings.target)
+    points = _points(tuned.best, settings.target)
+    if not settings.probe or tuned.best.diverged:
+        return tuned
+    return tuned._replace(meetings=tuple(ready.meet(tuned.best.rate, points)))
+
+
+def _fit(task: Problem, method: str, arrays: Arrays, settings: Settings) -> Coverage | str | None:
+    """Tell what a method knows of a module, or in a sentence why it cannot train a model."""
+    entry = METHODS[method]
+    if settings.backend == MODULES:
+        fit = _torch_train().coverage(task, entry, settings.damping.get(method), arrays)
+        return f"{entry.title} is left out: {fit}" if isinstance(fit, str) else fit
+    if {spec.kind for spec in nn.specs(task.model)} <= set(entry.kinds):
+        return None
+    return f"{entry.title} does not take all layers of this model."
+
+
+def _only(kind: type[T], fit: Mapping[str, Any]) -> dict[str, T]:
+    return {method: found for method, found in fit.items() if isinstance(found, kind)}
+
+
+def _left(name: str, settings: Settings, refused: Mapping[str, str]) -> list[str]:
+    """Methods that train a model."""
+    methods = [method for method in settings.methods if method not in refused]
+    if not methods:
+        msg = (
+            f"None of these methods takes all layers of the model '{name}'; choose other --methods "
+            "or --models"
+        )
+        raise UserError(msg)
+    return methods
+
+
+def _points(run: Run, target: float) -> list[int]:
+    """Three points of a run: its beginning, the middle, and the target or the end."""
+    index = run.reached(target)
+    last = run.steps[-1 if index is None else index]
+    return sorted({min(EARLY, last), max(last // 2, 1), max(last, 1)})

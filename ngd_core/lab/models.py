@@ -1,4 +1,4 @@
-"""The networks that are trained."""
+"""The networks that are trained; those that are modules only are in `torch_models`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class Model:
         Name for people.
     note : str
         Its layers in words.
-    build : callable
-        ``build(input_shape, classes)``: the network for inputs of that shape.
+    build : callable, optional
+        ``build(input_shape, classes)``: the network for inputs of that shape; without it the model
+        is one of `torch_models.MODULES`.
     """
 
     title: str
     note: str
-    build: Callable[[tuple[int, ...], int], nn.Sequential]
+    build: Callable[[tuple[int, ...], int], nn.Sequential] | None = None
 
 
 def _cnn(activation: Activation) -> Callable[[tuple[int, ...], int], nn.Sequential]:
@@ -79,5 +80,15 @@ MODELS = {
     "mlp": Model("MLP", f"{MLP}, sigmoid", _mlp(nn.Sigmoid)),
     "cnn-relu": Model("Convolutional net (ReLU)", f"{CNN}, ReLU", _cnn(nn.ReLU)),
     "mlp-relu": Model("MLP (ReLU)", f"{MLP}, ReLU", _mlp(nn.ReLU)),
+    "resnet": Model(
+        "Residual net",
+        "a 3x3 convolution, three residual blocks of 8, 16 and 32 channels, group norm, ReLU, mean "
+        "over positions, one dense layer; PyTorch alone",
+    ),
+    "transformer": Model(
+        "Transformer encoder",
+        "each row a token, learnt positions, two blocks of 32 features, 4 heads and 64 hidden "
+        "units, layer norm first, GELU, mean over tokens, one dense layer; PyTorch alone",
+    ),
 }
 """Networks by the name the command line knows."""

@@ -19,6 +19,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 """Colours that colour-blind people can tell apart (Okabe and Ito), and dashes for print."""
 
+FEW = 4
+"""Methods whose names have room inside the panels."""
+
 
 class Look(NamedTuple):
     """Colour and dashes of a method."""
@@ -39,19 +42,21 @@ def draw(comparison: Comparison, path: Path) -> None:
     """
     tuned, settings = comparison.tuned, comparison.settings
     looks = {
-        method: Look(COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)])
+        method: Look(COLOURS[i % len(COLOURS)], STYLES[(i + i // len(COLOURS)) % len(STYLES)])
         for i, method in enumerate(settings.methods)
     }
+    beside = len(settings.methods) > FEW
     figure = Figure(
-        figsize=(12, 0.9 + 4.6 * len(tuned)), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figsize=(18 if beside else 12, 0.9 + 4.6 * len(tuned)),
+        layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12),
     )
     rows = figure.subplots(len(tuned), 2, sharey="row", squeeze=False)
     for (left, right), (model, methods) in zip(rows, tuned.items(), strict=True):
         title = MODELS[model].title
-        _panel(left, methods, looks, settings.target, seconds=False)
+        _panel(left, methods, looks, settings.target, seconds=False, beside=beside)
         left.set_title(f"{title}: loss after so many steps", loc="left", fontsize=13)
         left.set(xlabel="training steps", ylabel="loss on the training set (log scale)")
-        _panel(right, methods, looks, settings.target, seconds=True)
+        _panel(right, methods, looks, settings.target, seconds=True, beside=beside)
         right.set_title("The same runs: loss after so many seconds", loc="left", fontsize=13)
         right.set(xlabel="seconds of training")
     figure.suptitle(
@@ -61,8 +66,8 @@ def draw(comparison: Comparison, path: Path) -> None:
         fontweight="bold",
     )
     figure.supxlabel(
-        f"{settings.backend} arrays, {settings.batch_size} examples a step, each method at the "
-        "best learning rate of its grid, all from the same start on the same batches;\n"
+        f"{settings.backend} {settings.holds}, {settings.batch_size} examples a step, each method "
+        "at the best learning rate of its grid, all from the same start on the same batches;\n"
         "the clock runs during training steps only",
         fontsize=10,
         color="0.3",
@@ -71,7 +76,13 @@ def draw(comparison: Comparison, path: Path) -> None:
 
 
 def _panel(
-    axes: Any, methods: dict[str, Tuned], looks: dict[str, Look], target: float, *, seconds: bool
+    axes: Any,
+    methods: dict[str, Tuned],
+    looks: dict[str, Look],
+    target: float,
+    *,
+    seconds: bool,
+    beside: bool,
 ) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(0, 0)))
@@ -91,7 +102,8 @@ def _panel(
         axes.plot(x, run.losses, label=label, linewidth=2.4, zorder=2, **look._asdict())
     axes.set_xlim(left=0)
     axes.legend(
-        loc="upper right",
+        loc="upper left" if beside else "upper right",
+        bbox_to_anchor=(1, 1) if beside else None,
         title=f"reaches {target:g} (the dot) after",
         title_fontsize=12,
         fontsize=12,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -12,7 +13,7 @@ from ngd_core.lab.methods import METHODS
 from ngd_core.lab.models import MODELS
 from ngd_core.lab.results import PICTURE, RESULTS, Comparison, Tuned
 from ngd_core.lab.settings import Settings, command
-from ngd_core.lab.train import Run
+from ngd_core.lab.train import EXACT_DAMPING, Coverage, Run
 
 __all__ = ["closing", "console", "opening", "outcome", "verdict"]
 
@@ -37,7 +38,7 @@ def opening(
     often = f"measured every {settings.evaluate_every} steps off the clock"
     rows = {
         "data": f"{settings.data}: {examples}, {sizes['classes']} classes",
-        "arrays": f"{settings.backend} {versions[settings.backend]}, float32",
+        settings.holds: f"{settings.backend} {versions[settings.backend]}, float32",
         "runs": f"{settings.steps} steps of {settings.batch_size} examples, no weight decay, seed "
         f"{settings.seed}; the same start and batches for all",
         "target": f"training loss {settings.target:g}, {often}",
@@ -60,8 +61,12 @@ def closing(shown: Console, comparison: Comparison) -> None:
     settings = comparison.settings
     for model, methods in comparison.tuned.items():
         shown.print(_table(MODELS[model].title, methods, settings.target))
+        if any(tuned.meetings for tuned in methods.values()):
+            shown.print(_agreement(MODELS[model].title, methods, settings.probe))
         for line in verdict(methods, settings.target):
             shown.print(line)
+        for line in (*_covered(comparison.coverage[model]), *comparison.refused[model].values()):
+            shown.print(line, markup=False)
         shown.print()
     folder = Path(settings.out)
     shown.print(f"Picture: {folder / PICTURE}", soft_wrap=True, markup=False)
@@ -100,6 +105,44 @@ def _table(title: str, methods: dict[str, Tuned], target: float) -> Table:
     return table
 
 
+def _agreement(title: str, methods: dict[str, Tuned], examples: int) -> Table:
+    heading = f"{title}: directions beside the exact natural gradient"
+    table = Table(title=heading, title_justify="left", box=SIMPLE)
+    table.add_column("method", no_wrap=True)
+    for point in ("early", "half way", "at the end"):
+        for k, number in enumerate(("step", "decrease", "cos")):
+            above = "" if k else point
+            table.add_column(f"{above}\n{number}", justify="right", no_wrap=True)
+    for method, tuned in methods.items():
+        cells = [
+            text
+            for meeting in tuned.meetings
+            for text in (
+                str(meeting.step),
+                f"{100 * max(meeting.decrease, 0.0):.2g} %",
+                f"{meeting.cosine:.2f}",
+            )
+        ]
+        table.add_row(METHODS[method].title, *cells)
+    table.caption = (
+        "decrease: share of the exact direction's, at the best step size; cos: of the angle to it; "
+        f"for {examples} examples, the exact Fisher and damping {EXACT_DAMPING:g}"
+    )
+    return table
+
+
+def _covered(coverage: dict[str, Coverage]) -> list[str]:
+    """Which methods know which part of a module's parameters, a sentence a part."""
+    parts: dict[str, list[str]] = {}
+    for method, found in coverage.items():
+        counted = Counter(found.uncovered.values())
+        why = ", ".join(f"{reason} ({n})" for reason, n in counted.items())
+        rest = f"; other tensors follow their gradients: {why}" if why else ""
+        text = f"curvature for {found.numbers:,} of {found.total:,} numbers{rest}."
+        parts.setdefault(text, []).append(METHODS[method].title)
+    return [f"{', '.join(titles)}: {text}" for text, titles in parts.items()]
+
+
 def outcome(run: Run, target: float) -> str:
     """How a run ended, in a few words."""
     if run.diverged:
@@ -124,13 +167,14 @@ def verdict(methods: dict[str, Tuned], target: float) -> list[str]:
     list of str
         Sentences.
     """
-    return [
+    pairs = [
         _pair(natural, methods[natural].best, plain, methods[plain].best, target)
         for natural in methods
         if METHODS[natural].curvature is not None
         for plain in methods
         if METHODS[plain].curvature is None
     ]
+    return list(dict.fromkeys(pairs))
 
 
 def _pair(name: str, run: Run, other_name: str, other: Run, target: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ngd_core.lab.errors import UserError
 from ngd_core.lab.methods import METHODS
 from ngd_core.lab.settings import Settings, command
-from ngd_core.lab.train import Run
+from ngd_core.lab.train import Coverage, Meeting, Run
 
 __all__ = [
     "PICTURE",
@@ -32,10 +32,11 @@ FORMAT = 1
 
 
 class Tuned(NamedTuple):
-    """One method on one network: the run at its best learning rate, and all runs."""
+    """One method on one network: the run at its best learning rate, all runs, and meetings."""
 
     best: Run
     runs: tuple[Run, ...]
+    meetings: tuple[Meeting, ...] = ()
 
     def at_edge(self, target: float) -> bool:
         """Whether a learning rate beyond the grid might need fewer steps.
@@ -65,6 +66,10 @@ class Comparison(NamedTuple):
         Number of parameters of each model.
     tuned : dict of str to dict of str to Tuned
         By model, then by method.
+    coverage : dict of str to dict of str to Coverage
+        By module, then by method, of those that look at layers.
+    refused : dict of str to dict of str to str
+        By model, then by method: the sentence that says why it is left out.
     """
 
     settings: Settings
@@ -72,6 +77,8 @@ class Comparison(NamedTuple):
     sizes: dict[str, int]
     parameters: dict[str, int]
     tuned: dict[str, dict[str, Tuned]]
+    coverage: dict[str, dict[str, Coverage]]
+    refused: dict[str, dict[str, str]]
 
 
 def tune(runs: Sequence[Run], target: float) -> Tuned:
@@ -135,6 +142,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "versions": comparison.versions,
         "data": comparison.sizes,
         "parameters": comparison.parameters,
+        "coverage": {
+            model: {method: found._asdict() for method, found in methods.items()}
+            for model, methods in comparison.coverage.items()
+        },
+        "refused": comparison.refused,
         "results": {
             model: {method: _tuned(tuned, settings.target) for method, tuned in methods.items()}
             for model, methods in comparison.tuned.items()
@@ -147,6 +159,10 @@ def _tuned(tuned: Tuned, target: float) -> dict[str, Any]:
         "best": _run(tuned.best, target),
         "best_at_edge_of_grid": tuned.at_edge(target),
         "grid": [_run(run, target) for run in tuned.runs],
+        "agreement": [
+            {name: _finite(value) for name, value in meeting._asdict().items()}
+            for meeting in tuned.meetings
+        ],
     }
 
 

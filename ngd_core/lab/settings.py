@@ -35,6 +35,8 @@ class Settings:
         Damping, for each method that has one.
     out : str
         Folder for the results.
+    probe : int
+        Examples on which directions are compared with the exact natural gradient; 0 for none.
     limit : int, optional
         Largest number of training and of test examples.
     threads : int
@@ -54,8 +56,14 @@ class Settings:
     grids: Mapping[str, tuple[float, ...]]
     damping: Mapping[str, float]
     out: str
+    probe: int = 64
     limit: int | None = None
     threads: int = 1
+
+    @property
+    def holds(self) -> str:
+        """What the backend's models are made of."""
+        return "modules" if self.backend == "torch" else "arrays"
 
 
 def command(settings: Settings) -> str:
@@ -69,6 +77,7 @@ def command(settings: Settings) -> str:
         words += ["--grid", f"{method}={','.join(map(repr, rates))}"]
     for method, damping in settings.damping.items():
         words += ["--damping", f"{method}={damping!r}"]
+    words += ["--agreement", str(settings.probe)]
     if settings.limit is not None:
         words += ["--limit", str(settings.limit)]
     return shlex.join([*words, "--out", settings.out, "--overwrite"])

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace
+from ngd_core._typing import Array, Namespace, Scalar
+from ngd_core.factors.average import average
 from ngd_core.types import BAD_GRADIENT, Info, LayerRecord, LayerSpec
 
-__all__ = ["check_grads", "check_specs", "guarded", "record_namespace"]
+__all__ = [
+    "check_grads",
+    "check_specs",
+    "folded",
+    "guarded",
+    "record_namespace",
+    "refuse_kinds",
+]
 
 
 def check_specs(specs: Iterable[LayerSpec]) -> tuple[LayerSpec, ...]:
@@ -23,6 +32,17 @@ def check_specs(specs: Iterable[LayerSpec]) -> tuple[LayerSpec, ...]:
         msg = f"Layer names must be unique; {twice} come more than once."
         raise ValueError(msg)
     return specs
+
+
+def refuse_kinds(specs: Iterable[LayerSpec], kinds: tuple[str, ...], why: str) -> None:
+    """Reject layers of other kinds than a method takes."""
+    for spec in specs:
+        if spec.kind not in kinds:
+            msg = (
+                f"Layer {spec.name!r} is of kind {spec.kind!r}, {why}; leave it out of specs: its "
+                "gradient is then used as it is."
+            )
+            raise ValueError(msg)
 
 
 def record_namespace(
@@ -52,6 +72,27 @@ def check_grads(xp: Namespace | None, grads: Mapping[LayerSpec, Array], like: Ar
             "blocks are [W b], see factors.join",
         )
     return xp
+
+
+def folded(
+    layer: Any, batch: Mapping[str, Array], count: Scalar, decay: Scalar, *, xp: Namespace
+) -> tuple[Any, Array]:
+    """Layer with the batch means averaged in, and whether they were: all of them, or none.
+
+    The keys of `batch` are fields of `layer`, which has the fields weight and rejected as well. If
+    an average or the weight would not be finite, all stay and the batch is counted as rejected.
+    """
+    new = {}
+    for name, mean in batch.items():
+        new[name], new["weight"] = average(
+            getattr(layer, name), layer.weight, mean, count, decay, xp=xp
+        )
+    ok = xp.isfinite(new["weight"])
+    for x in new.values():
+        ok = ok & xp.all(xp.isfinite(x))
+    kept = {name: xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}
+    rejected = layer.rejected + _xp.astype(~ok, layer.rejected.dtype, xp=xp)
+    return layer._replace(rejected=rejected, **kept), ok
 
 
 def guarded(direction: Array, grad: Array, code: Array, *, xp: Namespace) -> tuple[Array, Info]:

@@ -172,7 +172,7 @@ def fold(
     factor: Factor,
     batch: Batch,
     weight: Array,
-    count: int,
+    count: Scalar,
     decay: Scalar,
     *,
     halt_below: float,

@@ -51,12 +51,12 @@ def accumulate_layer(
     xp: Namespace,
 ) -> ProjectiveLayer:
     """Average a batch in; `follows(factor, m)` tells whether an inverse follows m samples."""
-    count = record.a.shape[0]
     of_a, of_g = _views(spec, record, xp=xp)
+    count = _xp.scalar(record.a.shape[0] * hyper.share, like=layer.weight, xp=xp)
     a = factors.measure(layer.a, of_a, recursive=follows(layer.a, of_a.rows), xp=xp)
     g = factors.measure(layer.g, of_g, recursive=follows(layer.g, of_g.rows), xp=xp)
-    ok = _finite(a.moment, a.trace, g.moment, g.trace, xp=xp)
     total = layer.weight * _xp.scalar(hyper.decay, like=layer.weight, xp=xp) + count
+    ok = _finite(total, a.moment, a.trace, g.moment, g.trace, xp=xp)
 
     def folded(factor: Factor, batch: factors.Batch) -> Any:
         new = factors.fold(

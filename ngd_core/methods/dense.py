@@ -6,16 +6,17 @@ the user's own device, where `ngd_core.reference` is the truth in NumPy float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors import average, per_example_gradients, second_moment
+from ngd_core.factors import check_batch, per_example_gradients, second_moment
 from ngd_core.inversion import PURE, Ops, damped_inverse
-from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
-from ngd_core.types import IDENTITY, OK, Hyper, Info, LayerRecord, LayerSpec
+from ngd_core.methods._common import check_grads, check_specs, folded, guarded, record_namespace
+from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
 
 __all__ = ["DenseBlock", "DenseNGD", "DenseState"]
 
@@ -88,6 +89,8 @@ class DenseNGD:
     >>> method.direction(state, {fc: np.ones((1, 1))}, {}, hyper)[0][fc]
     array([[0.5]])
     """
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     blocks: Literal["full", "layer"] = "full"
     solve_dtype: Literal["float32", "float64"] | None = None
@@ -283,7 +286,7 @@ class DenseNGD:
 
 
 def _size(span: tuple[LayerSpec, ...]) -> int:
-    return sum(spec.groups * spec.rows * spec.columns for spec in span)
+    return sum(math.prod(spec.block_shape) for spec in span)
 
 
 def _init_block(span: tuple[LayerSpec, ...], like: Array, *, xp: Namespace) -> DenseBlock:
@@ -305,25 +308,15 @@ def _accumulate_block(
     *,
     xp: Namespace,
 ) -> DenseBlock:
-    count = records[span[0]].a.shape[0]
+    check_batch({spec: records[spec] for spec in span}, xp=xp)
     gradients = []
     for spec in span:
         u = per_example_gradients(spec, records[spec], dtype=block.fisher.dtype, xp=xp)
         gradients.append(xp.reshape(u, (*u.shape[:2], -1)))
-    if len({u.shape[:2] for u in gradients}) > 1:
-        sizes = {s.name: tuple(u.shape[:2]) for s, u in zip(span, gradients, strict=True)}
-        msg = (
-            "records of one dense block differ in their numbers of back-propagated vectors and "
-            f"examples: {sizes}; pass those of one backward pass."
-        )
-        raise ValueError(msg)
     u = xp.concat(gradients, axis=-1)
     u = xp.reshape(u, (u.shape[0] * u.shape[1], -1))
+    count = records[span[0]].a.shape[0]
     batch = second_moment(u, count, xp=xp)
-    fisher, weight = average(block.fisher, block.weight, batch, count, hyper.decay, xp=xp)
-    ok = xp.all(xp.isfinite(fisher)) & xp.isfinite(weight)
-    return block._replace(
-        fisher=xp.where(ok, fisher, block.fisher),
-        weight=xp.where(ok, weight, block.weight),
-        rejected=block.rejected + _xp.astype(~ok, block.rejected.dtype, xp=xp),
-    )
+    new: DenseBlock
+    new, _ = folded(block, {"fisher": batch}, count * hyper.share, hyper.decay, xp=xp)
+    return new

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors import gram
+from ngd_core.factors import batch_shape, check_record, gram, weighted_gradient
 from ngd_core.inversion import PURE, Ops, solve_dtype
 from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
-from ngd_core.types import IDENTITY, OK, Hyper, Info, LayerRecord, LayerSpec
+from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
 from ngd_core.weighting import (
     WeightTable,
     close_epoch,
@@ -28,7 +28,6 @@ from ngd_core.weighting import (
     look_up,
     record_weights,
     table_slots,
-    weighted_gradient,
 )
 
 __all__ = ["FNGD", "FNGDLayer", "FNGDState"]
@@ -145,6 +144,8 @@ class FNGD:
     >>> method.direction(state, grad, record, hyper)[0][fc]
     array([[0.5, 0.4]])
     """
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     share: Literal["position", "iteration", "sample"] = "position"
     damping_mode: Literal["relative", "absolute"] = "relative"
@@ -307,8 +308,7 @@ class FNGD:
         dtype = solve_dtype(self.solve_dtype, like=like, xp=xp)
         grams = []
         for spec, record in records.items():
-            a, g = (_xp.astype(x, dtype, xp=xp) for x in (record.a, record.g))
-            grams.append(gram(spec, LayerRecord(a, g), xp=xp))
+            grams.append(gram(spec, record, dtype=dtype, xp=xp))
         K = xp.stack(grams)
         damping = layer_damping(K, hyper.damping, mode=self.damping_mode, floor=self.floor, xp=xp)
         c, ok, code = coefficients(K, damping, dtype=self.solve_dtype, ops=self.ops, xp=xp)
@@ -458,13 +458,13 @@ def _template(state: FNGDState) -> Array:
 
 
 def _batch_size(records: Mapping[LayerSpec, LayerRecord], *, xp: Namespace) -> int:
-    """Examples of the batch, after a look at what `ngd_core.factors.rows` does not ask for."""
-    for spec, (a, g, _) in records.items():
-        _checks.floating(xp, **{f"a of {spec.name!r}": a, f"g of {spec.name!r}": g})
-        _checks.rank(2, **{f"a of {spec.name!r}": a})
-        if g.ndim > a.ndim and g.shape[0] != 1:
+    """Examples of the batch, after a look at all records."""
+    for spec, record in records.items():
+        check_record(spec, record, xp=xp)
+        vectors, _ = batch_shape(spec, record)
+        if vectors != 1:
             msg = (
-                f"g of {spec.name!r} has shape {tuple(g.shape)}, {g.shape[0]} back-propagated "
+                f"g of {spec.name!r} has shape {tuple(record.g.shape)}, {vectors} back-propagated "
                 "vectors; FNGD weights the gradients of the training loss itself: one."
             )
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""K-FAC for dense layers and KFC for convolutions.
+"""K-FAC for dense layers and KFC for convolutions, and what belongs beside them in a network.
 
 Sources: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
 Curvature" (2015); Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors import average, kronecker_factors
+from ngd_core.factors import factor_shapes, kronecker_factors
 from ngd_core.inversion import (
     PURE,
     ExactInverse,
@@ -23,8 +23,9 @@ from ngd_core.inversion import (
     identity_inverse,
     refresh_inverse,
 )
-from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
-from ngd_core.types import IDENTITY, OK, Hyper, Info, LayerRecord, LayerSpec
+from ngd_core.methods._batched import batched
+from ngd_core.methods._common import check_grads, check_specs, folded, guarded, record_namespace
+from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
 
 __all__ = ["KFAC", "KFACLayer", "KFACState"]
 
@@ -34,8 +35,8 @@ class KFACLayer(NamedTuple):
 
     Parameters
     ----------
-    a : array, shape (*stack, columns, columns)
-        Averaged input factor A.
+    a : array, shape (*stack, columns, columns) or (columns,)
+        Averaged input factor A; a vector, its diagonal, for an embedding.
     g : array, shape (*stack, rows, rows)
         Averaged output-gradient factor G.
     weight : array, shape ()
@@ -77,7 +78,8 @@ class KFAC:
     damping_split : "pi" or "exact"
         "pi": each factor damped by its share of ``sqrt(lambda)`` (the papers' factored Tikhonov
         with the trace norm), two Cholesky inverses a layer. "exact": ``lambda`` added to the
-        product's eigenvalues, two eigendecompositions a layer.
+        product's eigenvalues, two eigendecompositions a layer. A scale always has the exact
+        damping, which costs nothing there: its G is 1.
     solve_dtype : "float32", "float64" or None
         Dtype of factorisations. None: float64 where the library has it. Factors and inverses
         stay in the parameters' dtype, at least float32; directions have the gradients' dtype.
@@ -99,6 +101,10 @@ class KFAC:
     For zero-padded convolutions the invariance to affine reparametrisation needs maps without a
     shift, or valid padding: this qualifier is ours [derived and measured], not the paper's.
 
+    Embeddings keep a diagonal input factor, scales the exact Fisher of each feature
+    (`ngd_core.factors.kronecker`) [derived here]. A token that was never seen has the frequency 0
+    and is damped alone.
+
     Where T, the number of positions, enters is a choice that cancels in the product; here it is
     in G (`ngd_core.factors.kronecker`), so the papers' separate scalar T is not kept.
 
@@ -116,6 +122,8 @@ class KFAC:
     >>> u[fc].round(6)
     array([[0.5, 2. ]])
     """
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     damping_split: Literal["pi", "exact"] = "pi"
     solve_dtype: Literal["float32", "float64"] | None = None
@@ -158,13 +166,21 @@ class KFAC:
         return KFACState({spec: self._init_layer(spec, like, xp=xp) for spec in check_specs(specs)})
 
     def _init_layer(self, spec: LayerSpec, like: Array, *, xp: Namespace) -> KFACLayer:
-        d, o = spec.columns, spec.rows
+        a, g = factor_shapes(spec)
         return KFACLayer(
-            a=_xp.zeros((*spec.stack, d, d), like=like, xp=xp),
-            g=_xp.zeros((*spec.stack, o, o), like=like, xp=xp),
+            a=_xp.zeros(a, like=like, xp=xp),
+            g=_xp.zeros(g, like=like, xp=xp),
             weight=_xp.zeros((), like=like, xp=xp),
             rejected=_xp.zeros((), like=like, dtype=xp.int32, xp=xp),
-            inverse=identity_inverse(self.damping_split, spec.stack, d, o, like=like, xp=xp),
+            inverse=identity_inverse(
+                "exact" if spec.kind == "scale" else self.damping_split,
+                spec.stack,
+                spec.columns,
+                spec.rows,
+                diagonal=len(a) < len(g),
+                like=like,
+                xp=xp,
+            ),
         )
 
     def accumulate(
@@ -212,7 +228,7 @@ class KFAC:
     def refresh(
         self, state: KFACState, hyper: Hyper, *, xp: Namespace | None = None
     ) -> tuple[KFACState, dict[LayerSpec, Info]]:
-        """Damp and factorise the averages.
+        """Damp and factorise the averages, those of layers with equal shapes in one call.
 
         Parameters
         ----------
@@ -239,18 +255,19 @@ class KFAC:
         """
         _checks.nonnegative(damping=hyper.damping)
         xp = _checks.common_namespace(xp, state=next(iter(state.layers.values())).a)
-        layers, infos = {}, {}
+
+        def refreshed(inverse: Any, a: Array, g: Array) -> Any:
+            return refresh_inverse(
+                inverse, a, g, hyper.damping, dtype=self.solve_dtype, ops=self.ops, xp=xp
+            )
+
+        arguments = {}
         for spec, layer in state.layers.items():
             known = _known(layer, xp=xp)
-            inverse, code = refresh_inverse(
-                layer.inverse,
-                layer.a + known,
-                layer.g + known,
-                hyper.damping,
-                dtype=self.solve_dtype,
-                ops=self.ops,
-                xp=xp,
-            )
+            arguments[spec] = layer.inverse, layer.a + known, layer.g + known
+        layers, infos = {}, {}
+        for spec, (inverse, code) in batched(refreshed, arguments, xp=xp).items():
+            layer = state.layers[spec]
             layers[spec] = layer._replace(inverse=inverse)
             measures = {
                 "rejected": _xp.astype(layer.rejected, layer.a.dtype, xp=xp),
@@ -318,14 +335,7 @@ def _known(layer: KFACLayer, *, xp: Namespace) -> Array:
 def _accumulate_layer(
     spec: LayerSpec, layer: KFACLayer, record: LayerRecord, hyper: Hyper, *, xp: Namespace
 ) -> KFACLayer:
-    count = record.a.shape[0]
-    batch_a, batch_g = kronecker_factors(spec, record, dtype=layer.a.dtype, xp=xp)
-    a, weight = average(layer.a, layer.weight, batch_a, count, hyper.decay, xp=xp)
-    g, _ = average(layer.g, layer.weight, batch_g, count, hyper.decay, xp=xp)
-    ok = xp.all(xp.isfinite(a)) & xp.all(xp.isfinite(g)) & xp.isfinite(weight)
-    return layer._replace(
-        a=xp.where(ok, a, layer.a),
-        g=xp.where(ok, g, layer.g),
-        weight=xp.where(ok, weight, layer.weight),
-        rejected=layer.rejected + _xp.astype(~ok, layer.rejected.dtype, xp=xp),
-    )
+    A, G = kronecker_factors(spec, record, dtype=layer.a.dtype, xp=xp)
+    new: KFACLayer
+    new, _ = folded(layer, {"a": A, "g": G}, record.a.shape[0] * hyper.share, hyper.decay, xp=xp)
+    return new

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.inversion import PURE, Ops, orthonormal_basis, recursion_pays
 from ngd_core.methods._basis_noise import BasisNoise, Shapes, check_noise, noise_shapes
-from ngd_core.methods._common import check_grads, check_specs, record_namespace
+from ngd_core.methods._common import check_grads, check_specs, record_namespace, refuse_kinds
 from ngd_core.methods._projected_factor import Factor, ProjectedFactor, init_factor
 from ngd_core.methods._projective_layer import (
     ProjectiveLayer,
@@ -118,6 +118,8 @@ class ProjectiveKFAC:
     array([[0.0591, 0.366 , 0.366 ]])
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("dense", "conv2d")
+
     rank: int | float
     basis: Literal["top", "gaussian", "range"] = "top"
     complement: bool = True
@@ -195,13 +197,14 @@ class ProjectiveKFAC:
         TypeError
             If `like` is not a real floating array.
         ValueError
-            If there is no layer, or a name comes twice; if noise is missing, not wanted, or of
-            another shape.
+            If there is no layer, a name comes twice, or a layer is an embedding or a scale; if
+            noise is missing, not wanted, or of another shape.
         """
         xp = _checks.common_namespace(xp, like=like)
         _checks.floating(xp, like=like)
         like = _xp.zeros((), like=like, dtype=_xp.working(like.dtype, xp=xp), xp=xp)
         specs = check_specs(specs)
+        refuse_kinds(specs, self.kinds, "whose factors ProjectiveKFAC cannot project or follow")
         drawn = check_noise(noise, self.noise_shapes(specs), needed=True)
         return ProjectiveState(
             {spec: self._init_layer(spec, drawn[spec], like, xp=xp) for spec in specs}

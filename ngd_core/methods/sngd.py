@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 from ngd_core import _checks, _xp, reconstruction
 from ngd_core._typing import Array, Namespace, Scalar
 from ngd_core.factors import linear_fisher, relu_fisher
 from ngd_core.inversion import PURE, Ops, damped_inverse, mean_diagonal
 from ngd_core.inversion.roots import RootKind, check_root
-from ngd_core.methods._common import check_grads, check_specs, guarded, record_namespace
+from ngd_core.methods._batched import batched
+from ngd_core.methods._common import (
+    check_grads,
+    check_specs,
+    guarded,
+    record_namespace,
+    refuse_kinds,
+)
 from ngd_core.methods.sngd_state import (
     LocalInverse,
     SNGDLayer,
@@ -101,6 +109,8 @@ class SNGD:
     >>> u[fc].round(6)
     array([[0.333333, 0.111111]])
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("dense", "conv2d")
 
     metric: Literal["linear", "relu"] = "linear"
     mode: Literal["direct", "literal"] = "direct"
@@ -189,12 +199,14 @@ class SNGD:
         TypeError
             If `like` is not a real floating array.
         ValueError
-            If there is no layer, a name comes twice, or `linear_layers` names an unknown one.
+            If there is no layer, a name comes twice, `linear_layers` names an unknown one, or a
+            layer is an embedding or a scale.
         """
         xp = _checks.common_namespace(xp, like=like)
         _checks.floating(xp, like=like)
         like = _xp.zeros((), like=like, dtype=_xp.working(like.dtype, xp=xp), xp=xp)
         specs = check_specs(specs)
+        refuse_kinds(specs, self.kinds, "for which SNGD has no local Fisher layer")
         names = [spec.name for spec in specs]
         for name in self.linear_layers:
             _checks.one_of("linear_layers", name, names)
@@ -255,7 +267,7 @@ class SNGD:
         for spec, record in records.items():
             local = relu_fisher if self._one_each(spec) else linear_fisher
             batch = local(spec, record, xp=xp)
-            layers[spec] = fold(layers[spec], batch, record.a.shape[0], hyper, xp=xp)
+            layers[spec] = fold(layers[spec], batch, record.a.shape[0] * hyper.share, hyper, xp=xp)
         return SNGDState(layers)
 
     def refresh(
@@ -287,11 +299,14 @@ class SNGD:
         """
         _checks.nonnegative(damping=hyper.damping)
         xp = _checks.common_namespace(xp, state=next(iter(state.layers.values())).fisher)
-        layers, infos = {}, {}
+        arguments = {}
         for spec, layer in state.layers.items():
             fisher = current_fisher(layer, xp=xp)
-            eps = self._eps(fisher, hyper.damping, xp=xp)
-            inverse, code = self._invert(layer.inverse, fisher, eps, xp=xp)
+            arguments[spec] = layer.inverse, fisher, self._eps(fisher, hyper.damping, xp=xp)
+        layers, infos = {}, {}
+        invert = partial(self._invert, xp=xp)
+        for spec, (inverse, code) in batched(invert, arguments, xp=xp).items():
+            layer, (_, fisher, eps) = state.layers[spec], arguments[spec]
             layers[spec] = layer._replace(inverse=inverse)
             measures = {
                 "rejected": _xp.astype(layer.rejected, fisher.dtype, xp=xp),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ngd_core import _xp
-from ngd_core._typing import Array, Namespace
-from ngd_core.factors.average import average
+from ngd_core._typing import Array, Namespace, Scalar
+from ngd_core.methods._common import folded
 from ngd_core.reconstruction import LocalFisherLayer, identity_layer
 from ngd_core.types import Hyper, LayerSpec
 
@@ -80,18 +80,15 @@ def init_layer(
     )
 
 
-def fold(layer: SNGDLayer, batch: Array, count: int, hyper: Hyper, *, xp: Namespace) -> SNGDLayer:
+def fold(
+    layer: SNGDLayer, batch: Array, count: Scalar, hyper: Hyper, *, xp: Namespace
+) -> SNGDLayer:
     """Fold a batch's local Fisher matrix into the average, unless it is not finite."""
-    ok = xp.all(xp.isfinite(batch))
     batch = _xp.astype(batch, layer.fisher.dtype, xp=xp)
-    fisher, weight = average(layer.fisher, layer.weight, batch, count, hyper.decay, xp=xp)
+    new: SNGDLayer
+    new, ok = folded(layer, {"fisher": batch}, count, hyper.decay, xp=xp)
     prior = layer.prior * _xp.scalar(hyper.decay, like=layer.prior, xp=xp)
-    return layer._replace(
-        fisher=xp.where(ok, fisher, layer.fisher),
-        weight=xp.where(ok, weight, layer.weight),
-        prior=xp.where(ok, prior, layer.prior),
-        rejected=layer.rejected + _xp.astype(~ok, layer.rejected.dtype, xp=xp),
-    )
+    return new._replace(prior=xp.where(ok, prior, layer.prior))
 
 
 def current_fisher(layer: SNGDLayer, *, xp: Namespace) -> Array:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors import average, mean_gradient
 from ngd_core.methods._common import check_specs, guarded
 from ngd_core.rank_one import rank_one_solve
-from ngd_core.types import IDENTITY, OK, Hyper, Info, LayerRecord, LayerSpec
+from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
 
 __all__ = ["SOFIM", "SOFIMState", "SOFIMTensor"]
 
@@ -103,6 +103,8 @@ class SOFIM:
     >>> (26 * u["w"]).round(6).tolist(), (26 * u["b"]).round(6).tolist()
     ([3.0, 0.0], [4.0])
     """
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     rho: float | None
     beta: float | None = 0.9

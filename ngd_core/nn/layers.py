@@ -92,8 +92,8 @@ class LayerNorm:
     """Normalisation of the last axis to mean 0 and variance 1, then scale and shift.
 
     ``y = scale (x - mean(x)) / sqrt(var(x) + eps) + shift`` with mean and (biased) variance over
-    the last axis (Ba, Kiros and Hinton 2016). It has parameters but no `LayerSpec`: no
-    Kronecker-factored Fisher block belongs to it, only a gradient.
+    the last axis (Ba, Kiros and Hinton 2016). It has a gradient but no record: `specs` and
+    `backward` leave it out, though a `LayerSpec` of kind "scale" would describe it.
 
     Parameters
     ----------

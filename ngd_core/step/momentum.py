@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
+from ngd_core.step._mappings import entries, in_dtype_of, namespace
 
 __all__ = ["AdamState", "adam", "adam_init", "momentum", "momentum_init", "sgd"]
 
@@ -32,27 +33,6 @@ class AdamState(NamedTuple):
     count: Array
     first: dict[Any, Array]
     second: dict[Any, Array]
-
-
-def _namespace(xp: Namespace | None, name: str, arrays: Mapping[Any, Array]) -> Namespace:
-    if not arrays:
-        msg = f"{name} is empty; expected at least one array."
-        raise ValueError(msg)
-    return _checks.common_namespace(xp, **{f"{name} {key}": x for key, x in arrays.items()})
-
-
-def _entries(name: str, got: Mapping[Any, Array], known: Mapping[Any, Array], what: str) -> None:
-    for key in got:
-        if key not in known:
-            msg = f"{name} {key!r} has no entry in the {what}; both come from the same parameters."
-            raise ValueError(msg)
-
-
-def _in_dtype_of(x: Array, value: Scalar, xp: Namespace | None) -> Scalar:
-    """Python number as it is, 0-d array in the dtype of `x`."""
-    if isinstance(value, (int, float)):
-        return value
-    return _xp.astype(value, x.dtype, xp=_checks.common_namespace(xp, array=x, scalar=value))
 
 
 def momentum_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -> dict[Key, Array]:
@@ -76,7 +56,7 @@ def momentum_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -
     >>> momentum_init({"w": np.ones(2)})
     {'w': array([0., 0.])}
     """
-    xp = _namespace(xp, "parameter", params)
+    xp = namespace(xp, "parameter", params)
     return {key: _xp.zeros(tuple(p.shape), like=p, xp=xp) for key, p in params.items()}
 
 
@@ -123,10 +103,10 @@ def momentum(
     ({'w': array([1.5])}, {'w': array([1.5])})
     """
     _checks.unit_interval(decay=decay)
-    _entries("direction", directions, velocity, "velocity")
+    entries("direction", directions, velocity, "velocity")
     moved, steps = dict(velocity), {}
     for key, d in directions.items():
-        mu = _in_dtype_of(d, decay, xp)
+        mu = in_dtype_of(d, decay, xp)
         moved[key] = mu * velocity[key] + d
         steps[key] = d + mu * moved[key] if nesterov else moved[key]
     return steps, moved
@@ -166,9 +146,9 @@ def sgd(
     >>> sgd({"w": np.ones(1)}, {"w": np.ones(1)}, 0.25)
     {'w': array([0.75])}
     """
-    _entries("step", steps, params, "parameters")
+    entries("step", steps, params, "parameters")
     return {
-        key: p - _in_dtype_of(p, lr, xp) * steps[key] if key in steps else p
+        key: p - in_dtype_of(p, lr, xp) * steps[key] if key in steps else p
         for key, p in params.items()
     }
 
@@ -194,7 +174,7 @@ def adam_init(params: Mapping[Key, Array], *, xp: Namespace | None = None) -> Ad
     >>> adam_init({"w": np.ones(1)}).first
     {'w': array([0.])}
     """
-    xp = _namespace(xp, "parameter", params)
+    xp = namespace(xp, "parameter", params)
 
     def zeros(shape: tuple[int, ...], p: Array) -> Array:
         return _xp.zeros(shape, like=p, dtype=_xp.working(p.dtype, xp=xp), xp=xp)
@@ -245,17 +225,17 @@ def adam(
     >>> steps["w"].round(6)
     array([1.])
     """
-    xp = _namespace(xp, "gradient", grads)
-    _entries("gradient", grads, state.first, "state")
+    xp = namespace(xp, "gradient", grads)
+    entries("gradient", grads, state.first, "state")
     _checks.unit_interval(beta_1=betas[0], beta_2=betas[1])
     count = state.count + 1
-    one, two = (_in_dtype_of(count, beta, xp) for beta in betas)
+    one, two = (in_dtype_of(count, beta, xp) for beta in betas)
     fix_one, fix_two = 1 - one**count, 1 - two**count
     first, second, steps = dict(state.first), dict(state.second), {}
     for key, grad in grads.items():
         dtype = first[key].dtype
         g = _xp.astype(grad, dtype, xp=xp)
-        a, b = (_in_dtype_of(g, beta, xp) for beta in betas)
+        a, b = (in_dtype_of(g, beta, xp) for beta in betas)
         first[key] = a * first[key] + (1 - a) * g
         second[key] = b * second[key] + (1 - b) * g * g
         mean = first[key] / _xp.astype(fix_one, dtype, xp=xp)

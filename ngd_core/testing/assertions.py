@@ -80,7 +80,7 @@ def assert_close(
     Raises
     ------
     AssertionError
-        If a shape differs, an entry is not finite, or the error is above the tolerance.
+        If a shape differs, an entry is not finite, or the error is not within the tolerance.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def assert_close(
     """
     error = _relative(actual, desired, scale)
     bound = tolerance(dtype, size, kappa)
-    if error > bound:
+    if not error <= bound:
         msg = (
             f"relative error {error:.3g} above {bound:.3g} "
             f"({dtype}, size {size}, condition {kappa:.3g})\n"

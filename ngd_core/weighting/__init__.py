@@ -1,5 +1,6 @@
 """Weighted sums of per-example gradients: their coefficients, and tables that keep them."""
 
+from ngd_core.factors.per_example import weighted_gradient
 from ngd_core.weighting.tables import (
     PositionMean,
     WeightTable,
@@ -13,7 +14,6 @@ from ngd_core.weighting.woodbury import (
     coefficients,
     descent_guard,
     layer_damping,
-    weighted_gradient,
 )
 
 __all__ = [

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
-from ngd_core.factors import rows
 from ngd_core.inversion import PURE, Ops, damped_inverse, mean_diagonal
-from ngd_core.types import LayerRecord, LayerSpec
 
-__all__ = ["coefficients", "descent_guard", "layer_damping", "weighted_gradient"]
+__all__ = ["coefficients", "descent_guard", "layer_damping"]
 
 
 def layer_damping(
@@ -128,55 +126,6 @@ def coefficients(
     identity = xp.broadcast_to(_xp.eye(n, like=K, xp=xp), K.shape)
     inverse, ok, code = damped_inverse(K, shift, identity, none, dtype=dtype, ops=ops, xp=xp)
     return xp.sum(inverse, axis=-1), ok, code
-
-
-def weighted_gradient(
-    spec: LayerSpec, record: LayerRecord, weights: Array, *, xp: Namespace | None = None
-) -> Array:
-    """Weighted sum ``sum_n w_n u_n`` of per-example gradients, in one product.
-
-    Only the rows of the output gradients are scaled, ``(w * G)^T X``, over all positions of an
-    example alike; no per-example gradient is formed, and no other layer's gradient changes.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        Layer.
-    record : LayerRecord
-        Inputs and per-example output gradients; several back-propagated vectors are summed.
-    weights : array, shape (N,)
-        One weight an example; 1/N gives the mean gradient.
-    xp : namespace, optional
-        Array namespace; found from the arrays if not given.
-
-    Returns
-    -------
-    array, shape spec.block_shape
-        Block ``[W b]`` in the dtype of the record, at least float32.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ngd_core.factors.rows`; if there is not one weight an example.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from ngd_core import LayerRecord, LayerSpec
-    >>> record = LayerRecord(a=np.asarray([[1.0], [2.0]]), g=np.asarray([[3.0], [4.0]]))
-    >>> weighted_gradient(LayerSpec("fc", "dense", 1, 1), record, np.asarray([1.0, 0.5]))
-    array([[7., 5.]])
-    """
-    xp = _checks.common_namespace(xp, a=record.a, g=record.g, weights=weights)
-    x, y = rows(spec, record, xp=xp)
-    *stack, n, t, _ = x.shape
-    _checks.shape("weights", weights, (n,), "one an example")
-    y = xp.sum(y, axis=-4) * _xp.astype(weights, y.dtype, xp=xp)[:, None, None]
-    y = xp.reshape(y, (*stack, n * t, spec.rows))
-    x = xp.reshape(x, (*stack, n * t, -1))
-    if spec.bias:
-        x = xp.concat([x, _xp.ones((*stack, n * t, 1), like=x, xp=xp)], axis=-1)
-    return y.mT @ x
 
 
 def descent_guard(

@@ -35,8 +35,8 @@ UNITS = {
     "methods": STEPPED,
     "nn": STEPPED,
     "analysis": STEPPED | {"methods"},
-    "state": STEPPED | {"methods"},
-    "operators": STEPPED | {"methods"},
+    "state": GROUND,
+    "operators": STEPPED | {"methods", "analysis"},
     "": CORE,
     "reference": set(),
     "testing": CORE | {"", "reference"},
@@ -46,17 +46,23 @@ UNITS = {
 PACKAGES = {
     "_xp": ARRAY_API,
     "reference": {"numpy"},
+    "state": {"numpy", "safetensors"},
     "testing": {"numpy", "hypothesis", "pytest"},
-    "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl"} | FRAMEWORKS,
+    "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl", "ngd_torch"} | FRAMEWORKS,
 }
 # A unit that loads these inside functions only, when asked to use them.
-LAZY = {"lab": FRAMEWORKS}
+LAZY = {"lab": FRAMEWORKS | {"ngd_torch"}, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
+# ... but for these, which the unit itself loads inside functions only:
+EAGER = {
+    "ngd_core.lab.torch_models": {"torch"},
+    "ngd_core.lab.torch_train": {"torch", "ngd_torch"},
+}
 COMPUTED = "a computed name"
 # Adapters import the core as a whole, never each other.
 ADAPTERS = {
     "ngd_torch": {"torch"},
     "ngd_jax": {"jax", "jaxlib", "optax"},
-    "ngd_cupy": {"cupy", "cupyx"},
+    "ngd_cupy": {"cupy", "cupyx", "rich"},
 }
 
 
@@ -126,11 +132,17 @@ def _fault(module: str, name: str, *, top_level: bool) -> str | None:
         if target == "ngd_core":
             unit = _unit(name, UNITS)
             return None if unit in CORE or unit == "" else f"nothing imports {unit}."
+        lazy = LAZY.get(top, set())
+        if target in lazy:
+            late = f"{top} loads {target} inside functions only, when asked to use it."
+            return late if top_level else None
         allowed = ADAPTERS[top] | {"numpy"}
         return None if target in allowed else f"{top} may import ngd_core, {_names(allowed)}."
     if target in ARRAY_API and module != "ngd_core._xp":
         return "only ngd_core/_xp.py may import array_api_compat and array_api_extra."
     unit = _unit(module, UNITS)
+    if top_level and module not in EAGER and name.startswith(tuple(EAGER)):
+        return f"ngd_core.{unit} loads {name} inside functions only, when asked to use it."
     if target == "ngd_core":
         other = _unit(name, UNITS)
         allowed = UNITS[unit] | {unit}
@@ -142,7 +154,7 @@ def _fault(module: str, name: str, *, top_level: bool) -> str | None:
     if target not in allowed:
         wanted = _names(allowed) if allowed else "the standard library and ngd_core alone"
         return f"ngd_core.{unit} may import {wanted}."
-    if top_level and target in LAZY.get(unit, set()):
+    if top_level and target in LAZY.get(unit, set()) - EAGER.get(module, set()):
         return f"ngd_core.{unit} loads {target} inside functions only, when asked to use it."
     return None
 

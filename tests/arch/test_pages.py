@@ -25,7 +25,16 @@ def run(page):
     return bool(names)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+PAGES = [
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in ("analysis", "cupy", "getting-started", "operators", "jax", "pytorch")
+    ),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_tells_the_truth(page):
     assert run((ROOT / page).read_text())
 

@@ -98,6 +98,31 @@ def test_kronecker_factors_equal_the_loops(backend, case, dtype):
 
 
 @law(case=cases(), dtype=dtypes)
+def test_samples_have_the_factors_as_second_moments(backend, case, dtype):
+    """X^T X = A and Y^T Y = G, a row for each position of an example or for each example."""
+    spec, record, oracle = case
+
+    def samples(record, *, xp):
+        canonical, sharing = factors.rows(spec, record, xp=xp), {"sharing": spec.sharing, "xp": xp}
+        return (
+            factors.input_samples(canonical, bias=spec.bias, **sharing),
+            factors.output_samples(canonical, **sharing),
+        )
+
+    got = backend.numpy(backend.call(samples, backend.tree(record, dtype)))
+    expected = [
+        reference.kronecker_factors(x, y, bias=spec.bias, sharing=spec.sharing) for x, y in oracle
+    ]
+    n, t = oracle[0][0].shape[:2]
+    rows = n * t if spec.sharing == "expand" else n
+    assert got[0].shape[-2] == rows
+    assert got[1].shape[-2] == rows * oracle[0][1].shape[0]
+    for k, x in enumerate(got):
+        moment = np.swapaxes(x, -1, -2) @ x
+        assert_close(moment, stacked(spec, [e[k] for e in expected]), dtype=dtype, size=x.shape[-2])
+
+
+@law(case=cases(), dtype=dtypes)
 def test_factors_are_symmetric_and_positive_semidefinite(backend, case, dtype):
     spec, record, _ = case
     got = backend.call(
@@ -304,6 +329,11 @@ def test_mixed_libraries_get_one_clear_sentence():
             "the groups must divide both",
         ),
         (lambda: Conv2dGeometry(0), "kernel_size is 0; expected an integer >= 1"),
+        (lambda: Conv2dGeometry(1, groups=0), "groups is 0; expected an integer >= 1"),
+        (
+            lambda: patches(np.ones((1, 3, 2, 2)), Conv2dGeometry(1, groups=2), xp=np),
+            "3 channels .* which 2 groups do not divide",
+        ),
         (lambda: Conv2dGeometry(3.0), "kernel_size is 3.0; expected an integer >= 1"),
         (lambda: Conv2dGeometry(3, stride=(1, 2, 3)), r"stride is \(1, 2, 3\); expected"),
         (lambda: LayerSpec("fc", "dense", 0, 1), "Layer 'fc' has 0 inputs; expected an integer"),

@@ -13,7 +13,20 @@ from harness import BACKENDS, EXAMPLES, dtypes, law, rng, seeds
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from ngd_core import KFAC, DenseNGD, Hyper, LayerRecord, factors, losses, nn
+from ngd_core import (
+    EKFAC,
+    KFAC,
+    SNGD,
+    DenseNGD,
+    Hyper,
+    LayerRecord,
+    LayerSpec,
+    ProjectiveKFAC,
+    TridiagonalKFAC,
+    factors,
+    losses,
+    nn,
+)
 from ngd_core.testing.assertions import assert_close, assert_far
 
 NUMPY = BACKENDS[0]
@@ -629,3 +642,37 @@ def test_a_scaled_loss_with_scaled_damping_gives_the_same_direction(
     for name in want:
         assert_close(got[name], want[name], size=50, kappa=condition(used, 0.1))
         assert_far(other[name], want[name], least=1e-3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [KFAC(), EKFAC(), SNGD(), DenseNGD(), TridiagonalKFAC(), ProjectiveKFAC(rank=1.0)],
+    ids=lambda method: type(method).__name__,
+)
+def test_parts_of_the_vectors_weigh_parts_of_the_examples(method):
+    """A share 1/K and g times sqrt(K): averages and directions of all K vectors at once."""
+    r, n = rng(0), 7
+    specs = LayerSpec("one", "dense", 3, 4), LayerSpec("two", "dense", 4, 2)
+    grads = {spec: r.standard_normal(spec.block_shape) for spec in specs}
+    whole = state = method.init(specs, like=np.zeros(()))
+    for decay, vectors in ((0.9, 4), (0.8, 2)):  # as many each time, and no share would be seen
+        inputs = {s: r.standard_normal((n, s.in_features)) for s in specs}
+        records = {
+            s: LayerRecord(inputs[s], r.standard_normal((vectors, n, s.out_features)))
+            for s in specs
+        }
+        whole = method.accumulate(whole, records, Hyper(decay=decay))
+        for k in range(vectors):
+            part = {
+                s: LayerRecord(record.a, vectors**0.5 * record.g[k : k + 1])
+                for s, record in records.items()
+            }
+            hyper = Hyper(decay=1.0 if k else decay, share=np.asarray(1 / vectors))
+            state = method.accumulate(state, part, hyper)
+        whole, _ = method.refresh(whole, Hyper(damping=0.1))
+        state, _ = method.refresh(state, Hyper(damping=0.1))
+    for spec in specs:
+        got, want = (
+            method.direction(x, grads, {}, Hyper(damping=0.1))[0][spec] for x in (state, whole)
+        )
+        assert_close(got, want, size=n, kappa=100)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from core.compilers import compiler_of, hypers
 from harness import dtypes, law, rng, seeds, tree_map
 from hypothesis import strategies as st
 
@@ -397,6 +398,24 @@ def test_vectors_are_summed_and_micro_batches_count_by_their_examples(name):
         assert_close(got[spec], wanted[spec], kappa=1e3)
 
 
+@pytest.mark.parametrize("name", ["dense layer", "kfac exact", "kfac pi"])
+def test_a_layer_without_a_record_keeps_its_average(name):
+    """Its direction is that of before, the other's that of after."""
+    r, method, hyper = rng(0), METHODS[name], Hyper(0.1, 0.9)
+    first, second, grads = batch(r, 4), batch(r, 4), gradients(r)
+    state = method.accumulate(method.init(SPECS, np.zeros(())), first, hyper)
+    some = method.accumulate(state, {FC: second[FC]}, hyper)
+    both = method.accumulate(state, second, hyper)
+    kept, part, whole = (
+        method.direction(method.refresh(s, hyper)[0], grads, {}, hyper)[0]
+        for s in (state, some, both)
+    )
+    for spec in SPECS:
+        wanted, other = (whole, kept) if spec == FC else (kept, whole)
+        assert np.array_equal(part[spec], wanted[spec])
+        assert not np.array_equal(part[spec], other[spec])
+
+
 @pytest.mark.parametrize("split", ["pi", "exact"])
 def test_the_code_of_a_layer_is_that_of_its_worst_group(split):
     """One group of a convolution sees no input and is not damped: nothing to invert there."""
@@ -458,46 +477,29 @@ def test_eager_operations_change_nothing(backend, seed, log_scale, split):
         assert np.array_equal(x, y) if hasattr(x, "dtype") else x == y
 
 
-@pytest.mark.parametrize("compiler", ["jax", "torch"])
-def test_changing_hyper_parameters_compile_nothing(compiler):
+@pytest.mark.parametrize(
+    ("compiler", "split"),
+    [
+        pytest.param("jax", "pi", id="jax"),
+        pytest.param("torch", "pi", id="torch"),
+        pytest.param("torch", "exact", id="torch exact"),
+    ],
+)
+def test_changing_hyper_parameters_compile_nothing(compiler, split):
     """Damping and decay are leaves: one compilation for twelve values."""
-    method = KFAC()
+    method = KFAC(split)
     r = rng(0)
     records, grads = {FC: batch(r, 3)[FC]}, {FC: gradients(r)[FC]}
-    if compiler == "jax":
-        import jax
-        import jax.numpy as xp
-
-        def array(x):
-            return xp.asarray(x)
-
-        compiled = jax.jit
-    else:
-        import array_api_compat.torch as xp
-        import torch
-
-        graphs = []
-
-        def count(graph, _):
-            graphs.append(graph)
-            return graph.forward
-
-        def array(x):
-            return torch.asarray(x)
-
-        def compiled(f):
-            return torch.compile(f, fullgraph=True, backend=count)
-
+    xp, array, compiled, count = compiler_of(compiler)
     state = method.init([FC], array(np.zeros(())))
 
     def whole(state, records, grads, hyper):
         return run(method, state, [records], grads, hyper, xp=xp)[:2]
 
     f = compiled(whole)
-    for k in range(12):
-        hyper = Hyper(array(np.asarray(0.1 * (k + 1))), array(np.asarray(0.9 - 0.01 * k)))
+    for hyper in hypers(array):
         state, _ = f(state, tree_map(array, records), tree_map(array, grads), hyper)
-    assert (f._cache_size() if compiler == "jax" else len(graphs)) == 1
+    assert count() == 1
 
 
 def other_size():

@@ -2,20 +2,23 @@
 
 import importlib
 import io
+import itertools
 import json
 import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ngd_core import nn, reference
-from ngd_core.lab import results
+from ngd_core.lab import report, results
 from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.cli import main
-from ngd_core.lab.errors import UserError
+from ngd_core.lab.errors import UserError, need
 from ngd_core.lab.methods import METHODS
 from ngd_core.lab.models import MODELS, Model
 from ngd_core.lab.progress import watching
@@ -38,8 +41,13 @@ def loaded(folder):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    assert ngd(TINY, "--out", folder) == 0
+    folder, ticks = tmp_path_factory.mktemp("tiny"), itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        # a busy machine would squeeze the picture's curves over seconds
+        patch.setattr(
+            "ngd_core.lab.train.time", SimpleNamespace(perf_counter=lambda: 0.01 * next(ticks))
+        )
+        assert ngd(TINY, "--out", folder) == 0
     return folder
 
 
@@ -90,7 +98,7 @@ def said(capsys, words, *more):
         ("compare --methods sgd,kfca", ["--methods", "method 'kfca'", "did you mean kfac?"]),
         (
             "compare --methods newton",
-            ["method 'newton'", "known: kfac, sngd, projective, sgd, adam"],
+            ["method 'newton'", f"known: {', '.join(METHODS)}"],
         ),
         ("compare --backend numpi", ["--backend", "did you mean numpy?"]),
         ("compare --steps 0", ["--steps: '0' is not a whole number of at least 1"]),
@@ -109,6 +117,8 @@ def said(capsys, words, *more):
         ("compare --methods sgd --grid adam=0.1", ["--grid names the method 'adam'"]),
         ("compare --damping -1", ["--damping: '-1' is not a number above 0"]),
         ("compare --damping kfac=0.1,0.2", ["--damping: '0.1,0.2' is not a number above 0"]),
+        ("compare --methods tridiagonal", ["takes all layers of the model 'cnn'", "--models"]),
+        ("compare --agreement -1", ["--agreement: '-1' is not a whole number of at least 0"]),
         ("compare --damping sgd=0.1", ["--damping names the method 'sgd'"]),
         ("compare --data mnist", ["no data set 'mnist'", "digits", ".npz", "x_train"]),
         ("compare --data nowhere/set.npz", ["no data set 'nowhere/set.npz'"]),
@@ -169,6 +179,27 @@ def test_a_missing_library_gets_one_sentence(capsys, monkeypatch, tmp_path, modu
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.chdir(tmp_path)
     assert f"pip install 'ngd-core[{extra}]'" in said(capsys, words)
+
+
+def test_a_library_that_lacks_another_is_not_called_missing(monkeypatch):
+    def lacking(name):
+        raise ModuleNotFoundError(name="other")
+
+    monkeypatch.setattr(importlib, "import_module", lacking)
+    with pytest.raises(ModuleNotFoundError):
+        need("torch", "PyTorch", "torch")
+
+
+def test_a_folder_that_may_not_be_written_gets_one_sentence(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "cannot be used for results: Permission denied" in said(
+        capsys, TINY + f" --out {tmp_path}"
+    )
+
+
+def test_without_words_the_command_shows_its_help(capsys):
+    assert main([]) == 0
+    assert "compare" in capsys.readouterr().out
 
 
 def test_results_are_not_replaced_unasked(capsys, tiny):
@@ -270,6 +301,8 @@ def test_results_say_all(tiny):
         "versions",
         "data",
         "parameters",
+        "coverage",
+        "refused",
         "results",
     }
     settings = found["settings"]
@@ -321,64 +354,81 @@ def test_images_from_a_file(tmp_path, stored):
     assert set(found["results"]) == {"cnn", "mlp-relu"}
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_other_libraries_give_the_same_curves(monkeypatch, tmp_path, backend):
+def test_jax_gives_the_same_curves(monkeypatch, tmp_path):
     def small(shape, classes):
         one, two = nn.Dense("one", int(np.prod(shape)), 12), nn.Dense("two", 12, classes)
         return nn.Sequential(nn.Flatten(), one, nn.Sigmoid(), two)
 
     monkeypatch.setitem(MODELS, "mlp", Model("Small", "one hidden layer, quick to compile", small))
-    words = f"{TINY} --grid 0.3 --steps 6 --evaluate-every 2"
+    words = (
+        "compare --models mlp --steps 6 --batch-size 64 --limit 200 --evaluate-every 2 --grid 0.1 "
+        f"--methods {','.join(METHODS)}"
+    )
     assert ngd(words, "--out", tmp_path / "numpy") == 0
-    assert ngd(words, "--backend", backend, "--out", tmp_path / backend) == 0
-    one, two = (loaded(tmp_path / name)["results"]["mlp"] for name in ("numpy", backend))
-    for method in ("kfac", "sgd"):
+    assert ngd(words, "--backend", "jax", "--out", tmp_path / "jax") == 0
+    one, two = (loaded(tmp_path / name)["results"]["mlp"] for name in ("numpy", "jax"))
+    for method in METHODS:
         curves = [found[method]["best"]["train_loss"] for found in (one, two)]
         np.testing.assert_allclose(*curves, rtol=1e-4)
         assert len(set(curves[0])) == 4
-    assert backend in loaded(tmp_path / backend)["versions"]
+    assert "jax" in loaded(tmp_path / "jax")["versions"]
 
 
-def test_training_follows_the_oracle():
-    """Two K-FAC steps by definition; the second with the first one's inverse."""
-    rng = np.random.default_rng(5)
-    x, y = rng.standard_normal((20, 3)), np.arange(20) % 3
-    params = {"one": rng.standard_normal((4, 4)), "two": rng.standard_normal((3, 5))}
-    order = np.stack([rng.permutation(20)[:6] for _ in range(2)])
-    noise, rate, damping = rng.random((2, 6)), 0.7, 0.03
-    run = trainer(
-        Problem(
-            model=nn.Sequential(nn.Dense("one", 3, 4), nn.Sigmoid(), nn.Dense("two", 4, 3)),
-            params=params,
-            train=(x, y),
-            test=(x[:7], y[:7]),
-            order=order,
-            noise=noise,
-            evaluate_every=1,
-        ),
-        METHODS["kfac"],
-        damping,
-        BACKENDS["numpy"](),
-    )(rate, lambda *_: None)
-
-    network = reference.Network(
-        (
-            reference.Layer("dense", "one", in_features=3, out_features=4),
-            reference.Layer("sigmoid"),
-            reference.Layer("dense", "two", in_features=4, out_features=3),
-        )
+NETWORK = reference.Network(
+    (
+        reference.Layer("dense", "one", in_features=3, out_features=4),
+        reference.Layer("sigmoid"),
+        reference.Layer("dense", "two", in_features=4, out_features=3),
     )
+)
+SHAPES = {"one": (4, 4), "two": (3, 5)}
+
+
+def small_problem(steps):
+    """Twenty examples in batches of six, so four steps until each has come."""
+    rng = np.random.default_rng(5)
+    return Problem(
+        model=nn.Sequential(nn.Dense("one", 3, 4), nn.Sigmoid(), nn.Dense("two", 4, 3)),
+        params={name: rng.standard_normal(shape) for name, shape in SHAPES.items()},
+        train=(x := rng.standard_normal((20, 3)), y := np.arange(20) % 3),
+        test=(x[:7], y[:7]),
+        order=np.stack([rng.permutation(20)[:6] for _ in range(steps)]),
+        noise=rng.random((steps, 6)),
+        evaluate_every=1,
+    )
+
+
+def training_loss(params, task):
+    x, y = task.train
+    return reference.loss_value("categorical", NETWORK.forward(params, x), y).mean()
+
+
+def mean_gradients(params, task, rows):
+    x, y = (examples[rows] for examples in task.train)
+    flat = reference.mean_loss_gradient(NETWORK, params, x, "categorical", y)
+    return {"one": flat[:16].reshape(4, 4), "two": flat[16:].reshape(3, 5)}
+
+
+def trained(method, task, rate, damping):
+    ready = trainer(task, METHODS[method], damping, BACKENDS["numpy"]())
+    return ready.run(rate, lambda *_: None)
+
+
+def test_kfac_in_training_follows_the_oracle():
+    """Two K-FAC steps by definition; the second with the first one's inverse."""
+    task, rate, damping = small_problem(2), 0.7, 0.03
+    run = trained("kfac", task, rate, damping)
+    params, (x, y) = task.params, task.train
     velocity = {name: np.zeros_like(block) for name, block in params.items()}
     factors, curve = None, []
-    for rows, uniform in zip(order, noise, strict=True):
-        curve.append(reference.loss_value("categorical", network.forward(params, x), y).mean())
+    for rows, uniform in zip(task.order, task.noise, strict=True):
+        curve.append(training_loss(params, task))
         if factors is None:
-            outputs = network.forward(params, x[rows])
+            outputs = NETWORK.forward(params, x[rows])
             sampled = reference.sample_targets("categorical", outputs, uniform)
             vectors = reference.loss_gradient("categorical", outputs, sampled)[None]
-            factors = reference.kfac_factors(network, params, x[rows], vectors)
-        flat = reference.mean_loss_gradient(network, params, x[rows], "categorical", y[rows])
-        grads = {"one": flat[:16].reshape(4, 4), "two": flat[16:].reshape(3, 5)}
+            factors = reference.kfac_factors(NETWORK, params, x[rows], vectors)
+        grads = mean_gradients(params, task, rows)
         natural = {
             name: reference.direction(grads[name], *factors[name], damping) for name in params
         }
@@ -386,11 +436,126 @@ def test_training_follows_the_oracle():
         scale = min(1, np.sqrt(1e-3 / (rate**2 * inner)))
         velocity = {name: 0.9 * velocity[name] + scale * natural[name] for name in params}
         params = {name: params[name] - rate * velocity[name] for name in params}
-    outputs = network.forward(params, x)
-    curve.append(reference.loss_value("categorical", outputs, y).mean())
+    curve.append(training_loss(params, task))
     assert scale < 1
     np.testing.assert_allclose(run.losses, curve, rtol=1e-9)
-    assert run.accuracy == np.mean(np.argmax(outputs[:7], axis=1) == y[:7])
+    right = np.argmax(NETWORK.forward(params, x[:7]), axis=1) == y[:7]
+    assert run.accuracy == np.mean(right)
+
+
+def test_fngd_in_training_follows_the_oracle():
+    """Coefficients recorded in the four steps of the first epoch, their mean used in three more."""
+    task, rate, rho = small_problem(7), 0.3, 2.0
+    run = trained("fngd", task, rate, rho)
+    params = task.params
+    velocity = {name: np.zeros_like(block) for name, block in params.items()}
+    curve, seen = [], {name: [] for name in params}
+    for rows in task.order:
+        curve.append(training_loss(params, task))
+        each = [mean_gradients(params, task, [row]) for row in rows]
+        for name, shape in SHAPES.items():
+            seen[name].append((rows, np.stack([g[name].ravel() for g in each], axis=1)))
+            epochs = [part for part in (seen[name][:4], seen[name][4:]) if part]
+            u = reference.fngd_directions(epochs, rho)[-1][-1].reshape(shape)
+            velocity[name] = 0.9 * velocity[name] + u
+        params = {name: params[name] - rate * velocity[name] for name in params}
+    curve.append(training_loss(params, task))
+    np.testing.assert_allclose(run.losses, curve, rtol=1e-9)
+
+
+def test_sofim_in_training_follows_the_oracle():
+    """Its own momentum and no other."""
+    task, rate, rho = small_problem(4), 0.2, 0.05
+    run = trained("sofim", task, rate, rho)
+    params, gradients, curve = task.params, [], []
+    for rows in task.order:
+        curve.append(training_loss(params, task))
+        grads = mean_gradients(params, task, rows)
+        gradients.append(np.concatenate([grads[name].ravel() for name in SHAPES]))
+        u = reference.sofim_direction(reference.sofim_moment(gradients, 0.9), rho)
+        steps = {"one": u[:16].reshape(4, 4), "two": u[16:].reshape(3, 5)}
+        params = {name: params[name] - rate * steps[name] for name in params}
+    curve.append(training_loss(params, task))
+    np.testing.assert_allclose(run.losses, curve, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["sgd", "adam", "kfac"])
+def test_directions_beside_the_exact_one_follow_the_oracle(method):
+    """At the start and after a step, on a part of the next batch, with the dense exact Fisher."""
+    task = replace(small_problem(2), probe=4)
+    damping = METHODS[method].damping and 0.03
+    ready = trainer(task, METHODS[method], damping, BACKENDS["numpy"]())
+    start, rows = mean_gradients(task.params, task, task.order[0]), task.order[0]
+    factors, x = None, task.train[0]
+    if method == "kfac":
+        outputs = NETWORK.forward(task.params, x[rows])
+        sampled = reference.sample_targets("categorical", outputs, task.noise[0])
+        vectors = reference.loss_gradient("categorical", outputs, sampled)[None]
+        factors = reference.kfac_factors(NETWORK, task.params, x[rows], vectors)
+
+    def direction(k, grads):
+        if method == "sgd" or (method == "kfac" and k == 0):
+            return grads
+        if method == "adam":
+            first = {n: 0.1 * g + (0.09 * start[n] if k else 0.0) for n, g in grads.items()}
+            second = {
+                n: 1e-3 * g**2 + (0.999e-3 * start[n] ** 2 if k else 0.0) for n, g in grads.items()
+            }
+            corrected = 1 - 0.9 ** (k + 1), 1 - 0.999 ** (k + 1)
+            return {
+                n: first[n] / corrected[0] / (np.sqrt(second[n] / corrected[1]) + 1e-8)
+                for n in grads
+            }
+        return {n: reference.direction(g, *factors[n], damping) for n, g in grads.items()}
+
+    rate = 0.01
+    if method == "kfac":
+        natural = {n: reference.direction(start[n], *factors[n], damping) for n in start}
+        inner = sum(np.sum(natural[n] * start[n]) for n in start)
+        step = {n: min(1, np.sqrt(1e-3 / (rate**2 * inner))) * u for n, u in natural.items()}
+    else:
+        step = direction(0, start)
+    after_one = {n: p - rate * step[n] for n, p in task.params.items()}
+    meetings = ready.meet(rate, [0, 1])
+    assert [meeting.step for meeting in meetings] == [0, 1]
+    for k, params in enumerate((task.params, after_one)):
+        rows = task.order[k][:4]
+        grads = mean_gradients(params, task, rows)
+        flat, u = (
+            np.concatenate([b[n].ravel() for n in SHAPES]) for b in (grads, direction(k, grads))
+        )
+        fisher = reference.exact_fisher(NETWORK, params, x[rows], "categorical")
+        want = reference.agreement(fisher, u, flat, 1e-3)
+        np.testing.assert_allclose(meetings[k][2:], want, rtol=1e-6)
+        value = reference.loss_value(
+            "categorical", NETWORK.forward(params, x[rows]), task.train[1][rows]
+        )
+        np.testing.assert_allclose(meetings[k].loss, value.mean(), rtol=1e-9)
+
+
+def test_meetings_are_early_half_way_and_at_the_end(tiny):
+    for tuned in loaded(tiny)["results"]["mlp"].values():
+        assert [meeting["step"] for meeting in tuned["agreement"]] == [5, 6, 12]
+        for meeting in tuned["agreement"]:
+            assert 0 <= meeting["decrease"] <= 1
+            assert -1 <= meeting["cosine"] <= 1
+
+
+def test_a_method_is_left_out_where_it_does_not_take_the_layers(tmp_path, capsys):
+    words = "compare --methods tridiagonal,sgd --grid 0.1 --steps 2 --batch-size 32 --limit 64"
+    assert ngd(words, "--out", tmp_path) == 0
+    found = loaded(tmp_path)["results"]
+    assert list(found["cnn"]) == ["sgd"]
+    assert list(found["mlp"]) == ["tridiagonal", "sgd"]
+    sentence = "Tridiagonal K-FAC does not take all layers of this model."
+    assert loaded(tmp_path)["refused"] == {"cnn": {"tridiagonal": sentence}, "mlp": {}}
+    assert capsys.readouterr().out.count(sentence) == 1
+
+
+def test_no_meetings_if_not_asked_for(tmp_path, capsys):
+    assert ngd(TINY, "--agreement", 0, "--out", tmp_path) == 0
+    assert all(not tuned["agreement"] for tuned in loaded(tmp_path)["results"]["mlp"].values())
+    assert "beside the exact" not in capsys.readouterr().out
 
 
 def test_kfac_needs_a_third_of_the_steps(tmp_path):
@@ -404,6 +569,28 @@ def test_kfac_needs_a_third_of_the_steps(tmp_path):
 
 def run(rate, *losses):
     return Run(rate, list(range(len(losses))), list(losses), [0.0] * len(losses), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kfac", "sgd", "words"),
+    [
+        (
+            (2, 0.05),
+            (2, 1, 0.05),
+            "K-FAC reaches 0.1 in 1 steps, SGD + momentum in 2 (0.50 times as many)",
+        ),
+        (
+            (2, 0.05),
+            (2, 1, 1),
+            "K-FAC reaches 0.1 in 1 steps (0.00 s); SGD + momentum does not in 2 steps.",
+        ),
+        ((2, 1, 1), (2, 0.05), "K-FAC does not reach 0.1 in 2 steps."),
+    ],
+)
+def test_the_verdict_says_who_got_there(kfac, sgd, words):
+    tuned = {name: results.tune([run(1, *x)], 0.1) for name, x in (("kfac", kfac), ("sgd", sgd))}
+    [sentence] = report.verdict(tuned, 0.1)
+    assert sentence.startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +654,14 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         "[2/3]",
         "[3/3]",
     ]
-    for text in ("damping 0.001", "best of 0.3, 1", "seed 3", "K-FAC does not reach 0.002"):
+    for text in (
+        "damping 0.001",
+        "best of 0.3, 1",
+        "seed 3",
+        "K-FAC does not reach 0.002",
+        "beside the exact natural gradient",
+        "half way",
+    ):
         assert text in out
     for column in ("learning rate", "steps to", "seconds to", "final train", "test accuracy"):
         assert column in out

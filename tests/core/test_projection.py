@@ -166,8 +166,10 @@ def test_compressing_and_averaging_commute(backend, seed, dtype):
         whole = inversion.compress(0.95 * first + 0.05 * second, P, xp=xp)
         return whole, 0.95 * small[0] + 0.05 * small[1]
 
-    got = backend.call(run, *(backend.array(x, dtype) for x in (first, second, P)))
-    assert_close(*(backend.numpy(x) for x in got), dtype=dtype, size=D)
+    arrays = (backend.array(x, dtype) for x in (first, second, P))
+    whole, parts = backend.numpy(backend.call(run, *arrays))
+    assert_close(whole, parts, dtype=dtype, size=D)
+    assert np.array_equal(whole, whole.T)
 
 
 @law(seed=seeds, tail=st.sampled_from([0.0, 0.7]), dtype=dtypes)
@@ -208,6 +210,18 @@ def test_the_range_finder_captures_a_matrix_of_its_rank(backend, seed, dtype):
     top = np.linalg.eigvalsh(M)[::-1][:R].sum()
     assert np.trace(Q.T @ M @ Q) < np.trace(best.T @ M @ best)
     assert 0.98 * top < np.trace(best.T @ M @ best) <= top * (1 + 1e-5)
+
+
+@law(seed=seeds, power=st.sampled_from([0, 1, None]), dtype=dtypes)
+def test_the_range_is_that_of_a_power(backend, seed, power, dtype):
+    """The span of M^(1 + power) noise, with one product after the first unless told otherwise."""
+    r = rng(seed)
+    M, noise = np.diag(np.linspace(1, 3, D)), r.standard_normal((D, R))
+    options = {} if power is None else {"power": power}
+    arrays = (backend.array(x, dtype) for x in (M, noise))
+    P = backend.numpy(backend.call(inversion.range_basis, *arrays, **options))
+    span = np.linalg.matrix_power(M, 2 if power is None else 1 + power) @ noise
+    assert_close(P @ (P.T @ span), span, dtype=dtype, size=D, kappa=np.linalg.cond(span))
 
 
 @law(seed=seeds, dtype=dtypes)

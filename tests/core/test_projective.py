@@ -5,8 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+from core.compilers import compiler_of, hypers
 from core.eager import eager_law
-from harness import dtypes, law, rng, seeds, tree_map
+from harness import BACKENDS, dtypes, law, rng, seeds, tree_map
 from hypothesis import strategies as st
 
 from ngd_core import (
@@ -387,7 +388,8 @@ def test_new_noise_changes_a_gaussian_basis_and_keeps_the_trace(backend, seed, d
 def test_range_bases_go_on_to_the_dominant_one(backend, seed):
     """Refreshes of unchanged averages are subspace iteration; new noise starts it again."""
     r, method, hyper = rng(seed), ProjectiveKFAC(3, "range", min_size=5), Hyper(0.1, 0.9)
-    record = {FC: LayerRecord(r.standard_normal((8, 6)) * 2.0 ** -np.arange(6), np.ones((8, 4)))}
+    columns = np.linalg.qr(np.c_[np.ones(8), r.standard_normal((8, 6))])[0][:, 1:] * np.sqrt(8)
+    record = {FC: LayerRecord(columns * 2.0 ** -np.arange(6), np.ones((8, 4)))}  # 1, 1, 1/4, 1/16
     state = start(backend, method, r, "float64", [FC])
     state = method.accumulate(state, backend.tree(record, "float64"), hyper, xp=backend.xp)
     captured = []
@@ -484,6 +486,20 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, basis, bad, si
         assert not hasattr(x, "dtype") or np.isfinite(x).all()
 
 
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_non_finite_decay_is_refused_and_counted(basis, bad):
+    r, method = rng(0), ProjectiveKFAC(3, basis, recursive=True, min_size=5)
+    state = start(BACKENDS[0], method, r, "float64", [FC])
+    state = method.accumulate(state, batch(r, 8, [FC]), Hyper(0.1, 0.9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        after = method.accumulate(state, batch(r, 2, [FC]), Hyper(0.1, np.asarray(bad)))
+    assert int(after.layers[FC].rejected) == 1
+    for x, y in zip(leaves(state.layers[FC]), leaves(after.layers[FC]), strict=True):
+        assert np.array_equal(x, y) or y is after.layers[FC].rejected
+
+
 @eager_law(seed=seeds, basis=bases, bad=st.sampled_from([np.nan, np.inf]), dtype=dtypes)
 def test_a_non_finite_gradient_gives_a_zero_direction(backend, seed, basis, bad, dtype):
     r, method = rng(seed), ProjectiveKFAC(3, basis, min_size=4)
@@ -554,6 +570,20 @@ def test_a_failed_refresh_keeps_basis_and_inverse(backend, seed, basis, dtype):
     assert np.array_equal(before[FC], after[FC])
     for x, y in zip(leaves(state.layers[FC]), leaves(failed.layers[FC]), strict=True):
         assert np.array_equal(x, y)
+
+
+@pytest.mark.parametrize("side", ["a", "g"])
+def test_the_code_of_a_layer_is_that_of_its_worst_factor(side):
+    r, method, hyper = rng(0), ProjectiveKFAC(3, min_size=4), Hyper(0.1)
+    state = method.init([FC], np.zeros(()))
+    state = method.accumulate(state, batch(r, 8, [FC]), hyper)
+    state, infos = method.refresh(state, hyper)
+    assert int(infos[FC].code) == 0
+    layer = state.layers[FC]
+    factor = getattr(layer, side)
+    factor = factor._replace(moment=np.nan * factor.moment)
+    state = state._replace(layers={FC: layer._replace(**{side: factor})})
+    assert int(method.refresh(state, hyper)[1][FC].code) == 3
 
 
 @eager_law(seed=seeds, dtype=dtypes)
@@ -662,33 +692,13 @@ def test_changing_hyper_parameters_compile_nothing(compiler):
     """Damping and decay are leaves: after two steps, in which layouts settle, none for ten."""
     r, method = rng(0), ProjectiveKFAC(3, recursive=True, min_size=4)
     records, grads = batch(r, 2, [FC]), gradients(r, [FC])
-    if compiler == "jax":
-        import jax
-        import jax.numpy as xp
-
-        array, compiled = xp.asarray, jax.jit
-    else:
-        import array_api_compat.torch as xp
-        import torch
-
-        graphs = []
-
-        def count(graph, _):
-            graphs.append(graph)
-            return graph.forward
-
-        array = torch.asarray
-
-        def compiled(f):
-            return torch.compile(f, fullgraph=True, backend=count)
-
+    xp, array, compiled, count = compiler_of(compiler)
     state = method.init([FC], array(np.zeros(())))
     f = compiled(lambda *args: run(method, *args, xp=xp)[:2])
     compilations = []
-    for k in range(12):
-        hyper = Hyper(array(np.asarray(0.1 * (k + 1))), array(np.asarray(0.9 - 0.01 * k)))
+    for hyper in hypers(array):
         state, _ = f(state, [tree_map(array, records)], tree_map(array, grads), hyper)
-        compilations.append(f._cache_size() if compiler == "jax" else len(graphs))
+        compilations.append(count())
     assert compilations[-1] == compilations[1] <= 2
 
 

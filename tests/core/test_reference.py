@@ -937,6 +937,24 @@ def test_kfac_in_expectation_of_sampled_labels():
 
 
 FC = {"in_features": 2, "out_features": 2}
+ONES = np.ones((1, 2))
+CONV_PARAMS = {"c": np.ones((1, 1))}
+
+
+def conv_network():
+    options = {"in_channels": 1, "out_channels": 1, "kernel_size": (1, 1), "bias": False}
+    return Network((Layer("conv2d", "c", **options),))
+
+
+CONV = conv_network(), CONV_PARAMS
+
+
+def test_layers_without_kronecker_factors_are_left_out():
+    network = Network((Layer("dense", "a", **FC), Layer("layer_norm", "n", features=2)))
+    params = network.unflatten(np.ones(network.size))
+    vectors = ref.backpropagated_vectors("gaussian", network.forward(params, ONES), "exact")
+    assert list(ref.kfac_factors(network, params, ONES, vectors)) == ["a"]
+    assert list(ref.local_fishers(network, params, ONES)) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -956,6 +974,33 @@ FC = {"in_features": 2, "out_features": 2}
         (lambda: Network((Layer("dense", "a", **FC), Layer("dense", "a", **FC))), "more than once"),
         (lambda: small_network().forward({}, np.ones((1, 2))), "params names"),
         (lambda: small_network().unflatten(np.ones(3)), "theta has shape"),
+        (
+            lambda: small_network().forward(
+                small_network().unflatten(np.ones(21)), np.ones((1, 2)), {"c": np.ones(3)}
+            ),
+            r"offsets names \['c'\]; the layers with parameters are \['a', 'b'\]",
+        ),
+        (lambda: conv_network().forward(CONV_PARAMS, np.ones((1, 2))), "expected \\(N, 1, height"),
+        (lambda: ref.monte_carlo_fisher(*CONV, [[1.0]], "gaussian", []), "samples is empty"),
+        (
+            lambda: ref.natural_gradient(*CONV, [[1.0]], [[1.0]], "gaussian", 1.0, "mc"),
+            "kind is 'mc' with samples missing",
+        ),
+        (
+            lambda: ref.natural_gradient(
+                *CONV, [[1.0]], [[1.0]], "gaussian", 1.0, "exact", [[[1.0]]]
+            ),
+            "kind is 'exact' with samples given",
+        ),
+        (
+            lambda: ref.conv2d(np.ones((1, 3, 2, 2)), np.ones((2, 1, 2)), (1, 1), groups=2),
+            "3 channels in 2 groups; the groups must divide",
+        ),
+        (
+            lambda: ref.canonical_record(Layer("layer_norm", "n", features=2), ONES, ONES[None]),
+            "is of kind 'layer_norm'; expected 'dense' or 'conv2d'",
+        ),
+        (lambda: ref.direction(np.ones(3), np.eye(3), np.eye(1), 1.0), "expected \\(rows, columns"),
         (lambda: ref.loss_value("poisson", np.ones((1, 2)), [0]), "likelihood is 'poisson'"),
         (lambda: ref.loss_value("categorical", np.ones((1, 2)), [2]), "integer labels from 0 to 1"),
         (lambda: ref.loss_value("categorical", np.ones((1, 2)), [0.0]), "integer labels"),

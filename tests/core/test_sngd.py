@@ -1,6 +1,7 @@
 """SNGD (sngd_fngd.md 1.3, 1.6, 1.11): local Fisher matrices, directions, averages, the authors."""
 
 import numpy as np
+import pytest
 from core.sngd_cases import (
     FC,
     METHODS,
@@ -17,7 +18,7 @@ from core.sngd_cases import (
     traced,
     varied,
 )
-from harness import DTYPES, dtypes, law, rng, seeds
+from harness import DTYPES, Backend, dtypes, law, rng, seeds
 
 from ngd_core import SNGD, Hyper, LayerRecord, LayerSpec, factors, reference
 from ngd_core.testing import assert_close, assert_far, tolerance
@@ -193,6 +194,15 @@ def test_without_statistics_it_is_plain_descent_exactly(backend, seed, name, dty
         assert int(info[FC].code) == int(infos[FC].code) == 4
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_from_the_identity_a_refresh_needs_no_batch(name):
+    """1.6: G_0 = I is an average like others, and the direction grad / (1 + eps); code 0."""
+    method, grads = varied(name, start="identity"), gradients(rng(0), [FC])
+    _, directions, refreshed, info = one_step(Backend("numpy"), method, [], grads, Hyper(0.5))
+    assert_close(directions[FC], grads[FC] / 1.5, size=FC.columns)
+    assert int(info[FC].code) == int(refreshed[FC].code) == 0
+
+
 @law_over({"mode": ["direct", "literal"]}, seed=seeds, dtype=dtypes)
 def test_whitened_inputs_give_plain_descent(backend, seed, mode, dtype):
     """1.11 #11: inputs with second moment I, no bias: the direction is the gradient."""
@@ -272,7 +282,7 @@ def test_what_a_step_does_not_depend_on(backend, seed, name, start, dtype):
         return backend.numpy(method.direction(state, own, {}, hyper, xp=backend.xp)[0])
 
     def each(f):
-        return {spec: LayerRecord(*(f(x) for x in record)) for spec, record in records.items()}
+        return {spec: LayerRecord(*(f(x) for x in record[:3])) for spec, record in records.items()}
 
     wanted = ends([records] * 2)
     other = {s: x._replace(g=7.0 * x.g + 1.0) for s, x in records.items()}

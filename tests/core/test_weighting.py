@@ -313,6 +313,22 @@ def test_tables_return_what_was_recorded(backend, seed, share, dtype):
         assert before[0].tolist() == [1.0, 1.0]
 
 
+@law(batch_size=st.integers(1, 4), iterations=st.integers(1, 4))
+def test_an_epoch_of_full_batches_fills_the_table_once(backend, batch_size, iterations):
+    """By iteration every entry has one example, in each epoch the same."""
+    sizes = {"batch_size": batch_size, "iterations": iterations}
+    like = backend.array(np.zeros(()), "float64")
+    for epoch in range(2):
+        slots = []
+        for k in range(iterations):
+            index = backend.array(np.asarray(epoch * iterations + k))
+            found = weighting.table_slots(
+                "iteration", batch_size, index, **sizes, like=like, xp=backend.xp
+            )
+            slots += backend.numpy(found).tolist()
+        assert slots == list(range(batch_size * iterations))
+
+
 def test_indices_outside_the_data_set_are_dropped():
     table = weighting.empty_table(3, by_position=False, like=np.zeros(()))
     slots = np.asarray([-1, 3, 1])
@@ -412,6 +428,11 @@ def slots(share, count, index=None, **options):
             lambda: weighting.weighted_gradient(FC, layer(rng(0), FC)[0], np.ones(3)),
             ValueError,
             r"weights has shape \(3,\); expected \(4,\): one an example",
+        ),
+        (
+            lambda: weighting.weighted_gradient(FC, layer(rng(0), FC)[0], np.ones((4, 1))),
+            ValueError,
+            r"weights has shape \(4, 1\); expected \(1, 4\): one a vector and example",
         ),
     ],
 )

@@ -1,0 +1,123 @@
+"""A traced function, computed again: what its sites read comes out, a perturbation goes in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+from ngd_jax._graph import nested, opened, tagged
+from ngd_jax._sites import Path, Site
+
+__all__ = ["evaluate"]
+
+Arrays = dict[Path, Any]
+
+
+def evaluate(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    sites: Mapping[Path, Site],
+    perturbations: Arrays,
+    path: Path = (),
+) -> tuple[list[Any], Arrays]:
+    """Compute a jaxpr with something added to the result of each site.
+
+    Parameters
+    ----------
+    jaxpr : Jaxpr
+        Traced function.
+    consts, arguments : sequence of arrays
+        For its variables.
+    sites : mapping of Path to Site
+        Of the whole function.
+    perturbations : dict of Path to array
+        Added to the sites' results, enclosing scans first.
+    path : tuple of int
+        Of the equation that calls this jaxpr.
+
+    Returns
+    -------
+    results : list of arrays
+        Of the function.
+    read : dict of Path to array
+        For each site below this path the operand that is the data, enclosing scans first.
+    """
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, arguments, strict=True))
+    prefixes = _prefixes(sites)
+    read: Arrays = {}
+    for k, eqn in enumerate(jaxpr.eqns):
+        here = (*path, k)
+        inputs = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+        if here in sites:
+            read[here] = inputs[sites[here].data]
+            results = [_bind(jaxpr, eqn, inputs)[0] + perturbations[here]]
+        elif here in prefixes:
+            below = {p: x for p, x in perturbations.items() if p[: len(here)] == here}
+            results, inner = _call(eqn, inputs, sites, below, here)
+            if tagged(eqn):
+                (perturbation,) = below.values()
+                results = [inputs[0] + perturbation, *results[1:]]
+            read.update(inner)
+        else:
+            results = _bind(jaxpr, eqn, inputs)
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars], read
+
+
+def _prefixes(sites: Collection[Path]) -> set[Path]:
+    return {site[:k] for site in sites for k in range(1, len(site))}
+
+
+def _bind(jaxpr: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
+    """Compute one equation, as a jaxpr of its own: the public way to bind any primitive."""
+    given = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not isinstance(v, Literal)}
+    one = jaxpr.replace(
+        constvars=[],
+        invars=list(given),
+        outvars=list(eqn.outvars),
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    return list(jaxpr_as_fun(ClosedJaxpr(one, []))(*given.values()))
+
+
+def _call(
+    eqn: Any, inputs: list[Any], sites: Mapping[Path, Site], below: Arrays, path: Path
+) -> tuple[list[Any], Arrays]:
+    """Compute an equation with sites inside."""
+    closed = nested(eqn)
+    jaxpr, consts = opened(closed), getattr(closed, "consts", ())
+
+    def once(arguments: Sequence[Any], perturbations: Arrays) -> tuple[list[Any], Arrays]:
+        return evaluate(jaxpr, consts, arguments, sites, perturbations, path)
+
+    name, p = eqn.primitive.name, eqn.params
+    if name in ("remat", "remat2", "checkpoint"):
+        kept = jax.checkpoint(once, prevent_cse=p["prevent_cse"], policy=p["policy"])
+        return kept(inputs, below)  # type: ignore[no-any-return]
+    if name != "scan":
+        return once(inputs, below)
+    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+
+    def body(carry: list[Any], xs: Any) -> tuple[list[Any], Any]:
+        slices, perturbations = xs
+        results, read = once([*inputs[:first], *carry, *slices], perturbations)
+        n = p["num_carry"]
+        return results[:n], (results[n:], read)
+
+    carry, (stacked, read) = lax.scan(
+        body,
+        inputs[first:last],
+        (inputs[last:], below),
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    return [*carry, *stacked], read

@@ -1,0 +1,191 @@
+"""What a method costs a layer, counted in multiply-adds from sizes alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ngd_core.factors import gram_route
+from ngd_core.inversion.recursion_cost import recursion_flops, recursion_pays
+from ngd_core.methods.ekfac import EKFAC
+from ngd_core.methods.fngd import FNGD
+from ngd_core.methods.kfac import KFAC
+from ngd_core.methods.projective import ProjectiveKFAC
+from ngd_core.methods.sngd import SNGD
+from ngd_core.types import LayerSpec, Method
+
+__all__ = ["LayerCost", "layer_cost"]
+
+
+class LayerCost(NamedTuple):
+    """Multiply-adds of one layer, each two floating-point operations.
+
+    Parameters
+    ----------
+    statistics : float
+        Of `accumulate` for one batch.
+    refresh : float
+        Of `refresh`.
+    direction : float
+        Of `direction`, and of nothing that the batch's size enters.
+    weighting : float
+        What the batch's size adds to `direction`: FNGD's weighted sum of gradients.
+    own : float
+        Of the layer's own products, forward and twice backward, for the same batch; 0 for an
+        embedding and a scale, which have none.
+    """
+
+    statistics: float
+    refresh: float
+    direction: float
+    weighting: float
+    own: float
+
+
+def layer_cost(
+    method: Method, spec: LayerSpec, *, examples: int = 1, positions: int = 1, vectors: int = 1
+) -> LayerCost | None:
+    """Estimate what a method costs one layer.
+
+    Parameters
+    ----------
+    method : Method
+        One of this library's.
+    spec : LayerSpec
+        Layer.
+    examples, positions : int
+        Of a batch: N, and T of each example (output pixels, tokens).
+    vectors : int
+        Back-propagated vectors of an example: M.
+
+    Returns
+    -------
+    LayerCost or None
+        None for methods over several layers at once, and for methods from elsewhere.
+
+    Notes
+    -----
+    Matrix products are counted as they are made, and the numbers are exact up to what grows with
+    one factor alone, not with the batch (means, residuals of inverses). An inverse by Cholesky
+    counts ``n^3 / 2``, an eigendecomposition ``4.5 n^3``: textbook counts (LAPACK's; Golub and Van
+    Loan's 9 n^3 operations), while their time is several times that of a product of as many. The
+    roots of `SNGD` other than "eigh" are counted as that. Elementwise work is not counted.
+
+    Examples
+    --------
+    >>> from ngd_core import KFAC, LayerSpec
+    >>> layer_cost(KFAC(), LayerSpec("fc", "dense", 9, 10), examples=100)
+    LayerCost(statistics=20000, refresh=1000.0, direction=2000, weighting=0, own=27000)
+    """
+    found = None
+    if isinstance(method, KFAC):
+        found = _kfac(method, spec, examples, positions, vectors)
+    elif isinstance(method, EKFAC):
+        found = _ekfac(spec, examples, positions, vectors)
+    elif isinstance(method, SNGD):
+        found = _sngd(method, spec, examples, positions)
+    elif isinstance(method, FNGD):
+        found = _fngd(spec, examples, positions)
+    elif isinstance(method, ProjectiveKFAC):
+        found = _projective(method, spec, examples, positions, vectors)
+    if found is None:
+        return None
+    own = 0 if spec.kind in ("embedding", "scale") else 3 * examples * positions * _map(spec)
+    return LayerCost(*found, own)
+
+
+Costs = tuple[float, float, float, float]
+
+
+def _map(spec: LayerSpec) -> int:
+    """Multiply-adds of the layer's map for one row."""
+    return spec.groups * spec.rows * (spec.columns - spec.bias)
+
+
+def _cholesky(n: int) -> float:
+    return n**3 / 2
+
+
+def _eigh(n: int) -> float:
+    return 4.5 * n**3
+
+
+def _samples(spec: LayerSpec, n: int, t: int) -> int:
+    return n if spec.sharing == "reduce" else n * t
+
+
+def _moments(spec: LayerSpec, n: int, t: int, m: int) -> float:
+    c, r = spec.columns, spec.rows
+    if spec.kind == "scale":
+        return spec.groups * m * n * (t + c * c)
+    of_inputs = 0 if spec.kind == "embedding" else c * c
+    return spec.groups * _samples(spec, n, t) * (of_inputs + m * r * r)
+
+
+def _sides(spec: LayerSpec) -> int:
+    """Both factors' products with a block; that with an embedding's A is elementwise."""
+    c, r = spec.columns, spec.rows
+    return spec.groups * (r * r * c + (0 if spec.kind == "embedding" else r * c * c))
+
+
+def _kfac(method: KFAC, spec: LayerSpec, n: int, t: int, m: int) -> Costs:
+    exact = method.damping_split == "exact" or spec.kind == "scale"
+    one = _eigh if exact else _cholesky
+    inverse = one(spec.rows) + (0 if spec.kind == "embedding" else one(spec.columns))
+    return _moments(spec, n, t, m), spec.groups * inverse, (1 + exact) * _sides(spec), 0
+
+
+def _ekfac(spec: LayerSpec, n: int, t: int, m: int) -> Costs:
+    c, r = spec.columns, spec.rows
+    turned = (c - spec.bias) * c + m * r * r + (r * c if t == 1 else m * r * c)
+    rebased = c**3 + r**3
+    refresh = spec.groups * (_eigh(c) + _eigh(r) + rebased) + _sides(spec)
+    return _moments(spec, n, t, m) + spec.groups * n * t * turned, refresh, 2 * _sides(spec), 0
+
+
+def _sngd(method: SNGD, spec: LayerSpec, n: int, t: int) -> Costs:
+    c, r = spec.columns, spec.rows
+    each = r if method.metric == "relu" and spec.name not in method.linear_layers else 1
+    roots = method.mode == "literal" or method.root != "eigh"
+    inverse = spec.groups * each * (_eigh(c) if roots else _cholesky(c))
+    applied = spec.groups * r * c * c * (2 if roots and method.mode == "direct" else 1)
+    return spec.groups * each * n * t * c * c, inverse, applied, 0
+
+
+def _fngd(spec: LayerSpec, n: int, t: int) -> Costs:
+    c, r = spec.columns, spec.rows
+    inputs = 0 if spec.kind == "embedding" else c - spec.bias
+    if gram_route(spec, t) == "positions":
+        products = spec.groups * (n * t) ** 2 * (inputs + r)
+    else:
+        products = spec.groups * (n * t * r * (c - spec.bias) + n * n * r * c)
+    return products + _cholesky(n), 0, 0, spec.groups * n * t * r * c
+
+
+def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: int, m: int) -> Costs:
+    samples = _samples(spec, n, t)
+    sides = (
+        _factor(method, spec.columns, spec.rows, samples),
+        _factor(method, spec.rows, spec.columns, m * samples),
+    )
+    statistics, refresh, direction = (
+        spec.groups * sum(parts) for parts in zip(*sides, strict=True)
+    )
+    return statistics, refresh, direction, 0
+
+
+def _factor(method: ProjectiveKFAC, d: int, other: int, samples: int) -> tuple[float, float, float]:
+    k = method.rank_of(d)
+    projected, formed = k < d, not (k < d and method.basis == "gaussian")
+    pays = projected and recursion_pays(k, samples)
+    follows = pays if method.recursive == "auto" else method.recursive and samples < k
+    statistics: float = samples * (d * d if formed else k * k)
+    if projected and (follows or not formed):
+        statistics += samples * d * k
+    if follows:
+        statistics += recursion_flops(k, samples) / 2
+    if not projected:
+        return statistics, _cholesky(d), d * d * other
+    compressed = d * d * k + d * k * k
+    basis = {"top": _eigh(d), "range": d * d * k + 2 * d * k * k, "gaussian": -compressed}
+    refresh = basis[method.basis] + compressed + _cholesky(k)
+    return statistics, refresh, (2 * d * k + k * k) * other

@@ -1,0 +1,10 @@
+"""Curvature as linear operators, for work besides training: posteriors, influence, pruning.
+
+Both kinds act on blocks (mappings of `LayerSpec` to arrays of ``spec.block_shape``) with ``@``, and
+both are closed under ``inverse`` and ``sqrt``, which change their eigenvalues alone.
+"""
+
+from ngd_core.operators.fisher import FisherOperator, fisher
+from ngd_core.operators.kronecker import EigenBlock, KroneckerOperator, kronecker
+
+__all__ = ["EigenBlock", "FisherOperator", "KroneckerOperator", "fisher", "kronecker"]

@@ -1,0 +1,371 @@
+"""Models in plain JAX, with the layers that tracing has to find in them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ngd_jax
+import numpy as np
+from jax import lax
+
+N = 5
+
+
+class Case(NamedTuple):
+    loss: Any
+    params: Any
+    batch: tuple[Any, ...]
+    layers: dict[str, str]
+    uncovered: dict[str, str]
+
+
+def normal(*shape):
+    r = np.random.default_rng(sum((k + 2) * n for k, n in enumerate(shape)))
+    return jnp.asarray(0.6 * r.standard_normal(shape))
+
+
+def tokens(*shape):
+    return jnp.asarray(np.random.default_rng(3).integers(0, 5, shape))
+
+
+def square(z, y):
+    return jnp.mean(jnp.sum((z - y) ** 2, axis=tuple(range(1, z.ndim))))
+
+
+def mlp(p, x, y):
+    """Functions within functions, and a weight the other way round."""
+    h = jax.nn.relu(x @ p["w1"] + p["b1"])
+    z = jax.jit(lambda h: jax.nn.gelu(h) @ p["w2"].T)(h) + p["b2"]
+    return square(z, y)
+
+
+def per_example(p, x, y):
+    def one(x, y):
+        h = jnp.tanh(p["w1"] @ x + p["b1"])
+        return jnp.sum((p["w2"] @ h + p["b2"] - y) ** 2)
+
+    return jnp.mean(jax.vmap(one)(x, y))
+
+
+def loop_over_examples(p, x, y):
+    return jnp.mean(
+        lax.map(lambda xy: jnp.sum((jnp.tanh(xy[0] @ p["w"] + p["b"]) - xy[1]) ** 2), (x, y))
+    )
+
+
+def heads(p, x, y):
+    """Several output and input axes; a weight with one matrix for each head."""
+    h = jnp.einsum("ntd,dhk->nthk", x, p["in"]) + p["b"]
+    h = jnp.einsum("nthk,hkj->nthj", jnp.tanh(h), p["each"])
+    return square(jnp.einsum("nthj,hjo->nto", jnp.tanh(h), p["out"]) + p["c"], y)
+
+
+def images(p, x, y):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    h = lax.conv_general_dilated(x, p["k1"], (1, 2), "SAME", dimension_numbers=numbers) + p["b1"]
+    h = lax.conv_general_dilated(
+        jnp.tanh(h),
+        p["k2"],
+        (1, 1),
+        [(1, 0), (2, 1)],
+        rhs_dilation=(1, 2),
+        feature_group_count=2,
+        dimension_numbers=numbers,
+    )
+    return square(jnp.reshape(h, (len(x), -1)) @ p["w"], y)
+
+
+def signals(p, x, y):
+    """One axis, one example at a time; then transposed."""
+    h = jax.vmap(lambda x: lax.conv_general_dilated(x[None], p["k"], (1,), [(1, 1)])[0] + p["b"])(x)
+    h = lax.conv_transpose(
+        jnp.tanh(h), p["t"], (2,), "SAME", dimension_numbers=("NCH", "HIO", "NCH")
+    )
+    return square(jnp.sum(h, -1), y)
+
+
+def volumes_used_twice(p, x, y):
+    def once(x):
+        h = lax.conv_general_dilated(x, p["k"], (1, 1, 1), [(0, 1), (0, 0), (1, 0)])
+        return jnp.tanh(h + jnp.reshape(p["b"], (1, -1, 1, 1, 1)))
+
+    return square(jnp.sum(once(once(x)), (2, 3, 4)), y)
+
+
+def language(p, t, y):
+    """Rows looked up in three ways, a table used twice."""
+    h = p["e"][t] + jnp.take(p["e"], t + 1, axis=0)
+    h = h + jax.vmap(jax.vmap(lambda k: p["f"][k]))(t)
+    return square(jnp.sum(jnp.tanh(h), 1) @ p["w"], y)
+
+
+def tied(p, t, y):
+    return square(jnp.sum(jnp.tanh(p["e"][t] @ p["w"]), 1) @ p["e"].T, y)
+
+
+def tied_transposed(p, t, y):
+    """A table turned around for look-ups, tied twice, with a bias of its own."""
+    h = p["e"].T[t[:, 0]] + jnp.take(p["e"].T, t[:, 1], axis=0)
+    h = h + jnp.tanh(h @ p["e"]) @ p["w"]
+    return square(h @ p["e"] + p["b"], y)
+
+
+def norms(p, x, y):
+    """Scales in front of data and behind it, stacked, used twice; and a product that is none."""
+    mean = jnp.mean(x, -1, keepdims=True)
+    root = jax.lax.rsqrt(jnp.mean((x - mean) ** 2, -1, keepdims=True) + 0.1)
+    h = (x - mean) * (root * p["layer"]) + p["b"]
+    h = p["rms"] * jnp.tanh(h * p["rms"])
+    h = jnp.swapaxes(jnp.swapaxes(h, 1, 2) * p["places"].T, 1, 2) * p["gain"]
+    h, _ = lax.scan(lambda h, s: (jnp.tanh(h * s[0] + s[1]), None), h, (p["stack"], p["shifts"]))
+    return p["rate"] * square(h, y)
+
+
+def deep(p, x, y):
+    """Layers stacked in one array, rematerialised."""
+
+    @jax.checkpoint
+    def layer(h, w):
+        return jnp.tanh(h @ w["w"] + w["b"])
+
+    h, _ = lax.scan(lambda h, w: (layer(h, w), None), x, p["stack"])
+    return square(h @ p["out"], y)
+
+
+def recurrent(p, x, y):
+    def cell(h, x):
+        h = jnp.tanh(h @ p["h"] + x @ p["x"] + p["b"])
+        return h, h
+
+    start = jnp.zeros((len(x), 4))
+    _, hs = lax.scan(cell, start, jnp.swapaxes(x, 0, 1), reverse=True)
+    return square(jnp.swapaxes(hs, 0, 1) @ p["out"], y)
+
+
+def shared(p, x, y):
+    """One layer twice, and one bias on two layers."""
+    h = jnp.tanh(x @ p["w"] + p["b"])
+    h = jnp.tanh(h[:, None, :] @ p["w"] + p["b"])[:, 0]
+    return square(h @ p["u"] + p["c"] + h @ p["v"] + p["c"], y)
+
+
+def branched(p, x, y):
+    """A result that is read before its bias is added, and one that is read behind it alone."""
+    z = x @ p["w"]
+    h = jnp.tanh(z) + (z + p["b"])
+    u = h @ p["u"] + p["c"]
+    return square(u * u + x[:, :2], y)
+
+
+@jax.custom_vjp
+def doubled(w, x):
+    return x @ w
+
+
+doubled.defvjp(lambda w, x: (x @ w, (w, x)), lambda r, g: (2 * r[1].T @ g, g @ r[0].T))
+
+
+@jax.custom_vjp
+def kernel(w, x):
+    return x @ w
+
+
+kernel.defvjp(lambda w, x: (x @ w, (w, x)), lambda r, g: (r[1].T @ g, g @ r[0].T))
+
+
+def tags(p, x, y):
+    """Marks under vmap, with a bias, in a loop, of a use twice, and of one of two uses."""
+
+    def one(x):
+        h = kernel(p["w"], x[None])[0] + p["b"]
+        return jnp.tanh(ngd_jax.tag(h, lambda x, w, b: x @ w + b, x, p["w"], p["b"]))
+
+    def layer(h, w):
+        return jnp.tanh(ngd_jax.tag(kernel(w, h), jnp.matmul, h, w)), None
+
+    h, _ = lax.scan(layer, jax.vmap(one)(x), p["stack"])
+    h = jnp.tanh(kernel(p["half"], h))
+    h = ngd_jax.tag(kernel(p["half"], h), jnp.matmul, h, p["half"])
+    g = ngd_jax.tag(kernel(p["turned"], h), lambda h, w: (w.T @ h.T).T, h, p["turned"])
+    return square(ngd_jax.tag(g, lambda h, w: jnp.tanh(h @ w), h, p["sum"]), y)
+
+
+def others(p, x, y):
+    """What is no layer: a rule of its own, a scale, a state that is carried, and others."""
+    h = jax.nn.silu(doubled(p["ruled"], x)) * p["scale"]
+    h, _ = lax.scan(lambda h, _: (jnp.tanh(h), None), h + 0 * p["idle"], None, 2)
+    start = jnp.broadcast_to(p["carried"], h.shape)
+    g, _ = lax.scan(lambda g, _: (jnp.tanh(g + h), None), start, None, 2)
+    w = p["normed"] / jnp.sqrt(jnp.sum(p["normed"] ** 2))
+    z = h @ p["w"] + h @ w + jnp.sum(g, -1, keepdims=True)
+    return square(jnp.reshape(jnp.reshape(z, (-1, 1)) @ p["folded"], z.shape), y)
+
+
+CASES = {
+    "mlp": Case(
+        mlp,
+        {"w1": normal(3, 4), "b1": normal(4), "w2": normal(2, 4), "b2": normal(2)},
+        (normal(N, 3), normal(N, 2)),
+        {"w1": "dense 4x4", "w2": "dense 2x5"},
+        {},
+    ),
+    "per_example": Case(
+        per_example,
+        {"w1": normal(4, 3), "b1": normal(4), "w2": normal(2, 4), "b2": normal(2)},
+        (normal(N, 3), normal(N, 2)),
+        {"w1": "dense 4x4", "w2": "dense 2x5"},
+        {},
+    ),
+    "loop_over_examples": Case(
+        loop_over_examples,
+        {"w": normal(3, 2), "b": normal(2)},
+        (normal(N, 3), normal(N, 2)),
+        {"w": "dense 2x4"},
+        {},
+    ),
+    "heads": Case(
+        heads,
+        {
+            "in": normal(3, 2, 4),
+            "b": normal(2, 4),
+            "each": normal(2, 4, 3),
+            "out": normal(2, 3, 2),
+            "c": normal(2),
+        },
+        (normal(N, 6, 3), normal(N, 6, 2)),
+        {"each[0]": "dense 3x4", "each[1]": "dense 3x4", "in": "dense 8x4", "out": "dense 2x7"},
+        {},
+    ),
+    "images": Case(
+        images,
+        {"k1": normal(2, 2, 3, 4), "b1": normal(4), "k2": normal(2, 2, 2, 6), "w": normal(96, 2)},
+        (normal(N, 4, 5, 3), normal(N, 2)),
+        {"k1": "conv2d 4x13", "k2": "conv2d 2x3x8", "w": "dense 2x96"},
+        {},
+    ),
+    "signals": Case(
+        signals,
+        {"k": normal(4, 3, 3), "b": normal(4, 1), "t": normal(3, 4, 2)},
+        (normal(N, 3, 6), normal(N, 2)),
+        {"k": "conv2d 4x10", "t": "dense 2x12"},
+        {},
+    ),
+    "volumes_used_twice": Case(
+        volumes_used_twice,
+        {"k": normal(2, 2, 2, 1, 2), "b": normal(2)},
+        (normal(N, 2, 3, 2, 3), normal(N, 2)),
+        {"k": "dense 2x9"},
+        {},
+    ),
+    "language": Case(
+        language,
+        {"e": normal(7, 4), "f": normal(7, 4), "w": normal(4, 2)},
+        (tokens(N, 3), normal(N, 2)),
+        {"e": "embedding 4x7", "f": "embedding 4x7", "w": "dense 2x4"},
+        {},
+    ),
+    "tied": Case(
+        tied,
+        {"e": normal(7, 4), "w": normal(4, 4)},
+        (tokens(N, 3), normal(N, 7)),
+        {"e": "embedding 4x7", "w": "dense 4x4"},
+        {},
+    ),
+    "tied_transposed": Case(
+        tied_transposed,
+        {"e": normal(4, 7), "w": normal(7, 4), "b": normal(7)},
+        (tokens(N, 2), normal(N, 7)),
+        {"e": "embedding 4x7", "w": "dense 4x7"},
+        {"b": "added to a layer that does not always have it"},
+    ),
+    "norms": Case(
+        norms,
+        {
+            "layer": normal(4),
+            "b": normal(4),
+            "rms": normal(4),
+            "places": normal(3, 4),
+            "gain": normal(),
+            "stack": normal(2, 4),
+            "shifts": normal(2, 4),
+            "rate": normal(),
+        },
+        (normal(N, 3, 4), normal(N, 3, 4)),
+        {
+            "gain": "scale 1x1x1",
+            "layer": "scale 4x1x2",
+            "places": "scale 12x1x1",
+            "rms": "scale 4x1x1",
+            "stack[0]": "scale 4x1x2",
+            "stack[1]": "scale 4x1x2",
+        },
+        {"rate": "used by mul: its data has no axis of the examples"},
+    ),
+    "deep": Case(
+        deep,
+        {"stack": {"w": normal(3, 4, 4), "b": normal(3, 4)}, "out": normal(4, 2)},
+        (normal(N, 4), normal(N, 2)),
+        {"out": "dense 2x4", **{f"stack/w[{k}]": "dense 4x5" for k in range(3)}},
+        {},
+    ),
+    "recurrent": Case(
+        recurrent,
+        {"h": normal(4, 4), "x": normal(3, 4), "b": normal(4), "out": normal(4, 2)},
+        (normal(N, 6, 3), normal(N, 6, 2)),
+        {"h": "dense 4x5", "out": "dense 2x4", "x": "dense 4x3"},
+        {},
+    ),
+    "shared": Case(
+        shared,
+        {"w": normal(3, 3), "b": normal(3), "u": normal(3, 2), "v": normal(3, 2), "c": normal(2)},
+        (normal(N, 3), normal(N, 2)),
+        {"u": "dense 2x3", "v": "dense 2x3", "w": "dense 3x4"},
+        {"c": "added to a layer that does not always have it"},
+    ),
+    "branched": Case(
+        branched,
+        {"w": normal(3, 4), "b": normal(4), "u": normal(4, 2), "c": normal(2)},
+        (normal(N, 3), normal(N, 2)),
+        {"u": "dense 2x5", "w": "dense 4x3"},
+        {"b": "used by add"},
+    ),
+    "tags": Case(
+        tags,
+        {
+            "w": normal(3, 3),
+            "b": normal(3),
+            "stack": normal(2, 3, 3),
+            "half": normal(3, 3),
+            "turned": normal(3, 3),
+            "sum": normal(3, 3),
+        },
+        (normal(N, 3), normal(N, 3)),
+        {"stack[0]": "dense 3x3", "stack[1]": "dense 3x3", "w": "dense 3x4"},
+        {
+            "half": "used by custom_vjp_call",
+            "turned": "used by a tag that is no single map of data",
+            "sum": "used by a tag that is no single map of data",
+        },
+    ),
+    "others": Case(
+        others,
+        {
+            "ruled": normal(3, 3),
+            "scale": normal(3),
+            "idle": normal(3),
+            "carried": normal(3),
+            "normed": normal(3, 2),
+            "w": normal(3, 2),
+            "folded": normal(1, 1),
+        },
+        (normal(N, 3), normal(N, 2)),
+        {"scale": "scale 3x1x1", "w": "dense 2x3"},
+        {
+            "ruled": "used by custom_vjp_call",
+            "idle": "used by add",
+            "carried": "used by scan, as what it carries",
+            "normed": "used by dot_general",
+            "folded": "used by dot_general: the examples share an axis with other positions",
+        },
+    ),
+}

@@ -1,0 +1,375 @@
+"""Records found by tracing a loss: per-example gradients, values, and what is said of the rest."""
+
+import jax
+import jax.numpy as jnp
+import ngd_jax
+import numpy as np
+import pytest
+from backends.jax_cases import CASES, N, doubled, mlp, normal, square
+from ngd_jax._views import Layout
+
+import ngd_core
+from ngd_core import factors, losses, nn
+from ngd_core.testing import assert_close
+
+
+def flat(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_records_are_those_of_each_examples_gradient(name):
+    """Value and gradients as JAX's own; records give what ``jax.grad`` gives example by example."""
+    case = CASES[name]
+    report = ngd_jax.report(case.loss, case.params, *case.batch)
+    blocks = {
+        layer.spec.name: f"{layer.spec.kind} {'x'.join(map(str, layer.spec.block_shape))}"
+        for layer in report.layers
+    }
+    assert blocks == case.layers
+    assert report.uncovered == case.uncovered
+
+    @jax.jit
+    def both(params, *batch):
+        def one(*example):
+            return jax.grad(case.loss)(params, *(x[None] for x in example))
+
+        own = jax.value_and_grad(case.loss)(params, *batch)
+        return own, ngd_jax.value_and_grad(case.loss)(params, *batch), jax.vmap(one)(*batch)
+
+    own, (value, grads, records), examples = both(case.params, *case.batch)
+    assert_close(np.asarray(value), np.asarray(own[0]), size=100)
+    for path, x in flat(grads).items():
+        assert_close(np.asarray(x), np.asarray(flat(own[1])[path]), size=1000)
+    assert set(records) == set(case.layers)
+    for layer in report.layers:
+        each = factors.per_example_gradients(layer.spec, records[layer.spec.name])[0]
+        want = jax.vmap(layer.block)(flat(examples))
+        assert_close(np.asarray(each), np.asarray(want), size=1000)
+        for layout, path in zip((layer.weight, layer.bias), layer.parameters, strict=False):
+            leaf = flat(case.params)[path]
+            assert jnp.array_equal(layout.back(layout.of(leaf)), leaf)
+
+
+def test_records_of_the_cores_own_network():
+    """Inputs and output gradients, number by number, as `ngd_core.nn` has them."""
+    p = CASES["mlp"].params
+    x, y = CASES["mlp"].batch
+    model = nn.Sequential(nn.Dense("one", 3, 4), nn.Tanh(), nn.Dense("two", 4, 2))
+    weights = [(p["w1"].T, p["b1"]), (p["w2"], p["b2"])]
+    blocks = {
+        spec.name: jnp.concatenate([w, b[:, None]], axis=1)
+        for spec, (w, b) in zip(nn.specs(model), weights, strict=True)
+    }
+
+    def loss(p, x, y):
+        return 0.5 * square(jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"].T + p["b2"], y)
+
+    _, _, records = jax.jit(ngd_jax.value_and_grad(loss))(p, x, y)
+    outputs, tape = nn.forward(model, blocks, x)
+    want = nn.backward(model, blocks, tape, losses.gaussian.gradient(outputs, y)).records
+    for spec, name in zip(nn.specs(model), ("w1", "w2"), strict=True):
+        assert_close(np.asarray(records[name].a), np.asarray(want[spec].a), size=10)
+        assert_close(np.asarray(records[name].g), np.asarray(want[spec].g), size=10)
+
+
+def classify(p, x, y):
+    z = jnp.tanh(x @ p["w"] + p["b"]) @ p["u"]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1)
+    return -jnp.mean(chosen), z
+
+
+WEIGHTS = {"w": normal(3, 4), "b": normal(4), "u": normal(4, 3)}
+LABELS = jnp.asarray([0, 2, 1, 1, 0])
+
+
+def dense_fisher(records, layers):
+    """``(1/N) sum_n sum_m`` of outer products of each vector's per-example gradients."""
+    rows = [factors.per_example_gradients(layer.spec, records[layer.spec.name]) for layer in layers]
+    rows = jnp.concatenate([jnp.reshape(x, (*x.shape[:2], -1)) for x in rows], axis=-1)
+    rows = jnp.reshape(rows, (-1, rows.shape[-1]))
+    return rows.T @ rows / N
+
+
+def test_the_exact_fisher_is_the_outputs_hessian_between_jacobians():
+    x = CASES["mlp"].batch[0]
+    layers = ngd_jax.report(classify, WEIGHTS, x, LABELS).layers
+    f = jax.jit(ngd_jax.value_and_grad(classify, has_aux=True, fisher="exact"))
+    (value, aux), grads, records = f(WEIGHTS, x, LABELS)
+    own, own_grads = jax.value_and_grad(classify, has_aux=True)(WEIGHTS, x, LABELS)
+    assert_close(np.asarray(value), np.asarray(own[0]), size=10)
+    assert_close(np.asarray(aux), np.asarray(own[1]), size=10)
+    for name, grad in grads.items():
+        assert_close(np.asarray(grad), np.asarray(own_grads[name]), size=100)
+
+    @jax.jit
+    def jacobian(x):
+        leaves = jax.jacrev(lambda p: classify(p, x[None], LABELS[:1])[1][0])(WEIGHTS)
+        rows = jax.vmap(lambda leaf: [layer.block(leaf).reshape(-1) for layer in layers])(leaves)
+        return jnp.concatenate(rows, axis=-1)
+
+    j = np.stack([np.asarray(jacobian(one)) for one in x])
+    p = np.asarray(jax.nn.softmax(aux))
+    want = sum(jn.T @ (np.diag(pn) - np.outer(pn, pn)) @ jn for jn, pn in zip(j, p, strict=True))
+    assert_close(np.asarray(dense_fisher(records, layers)), want / N, size=1000)
+
+
+def test_sampled_gradients_are_those_of_sampled_labels():
+    """Their mean outer product tends to the exact Fisher; one key gives one sample."""
+    x = CASES["mlp"].batch[0]
+    layers = ngd_jax.report(classify, WEIGHTS, x, LABELS).layers
+    mc = ngd_jax.value_and_grad(classify, has_aux=True, fisher="mc")
+    full = ngd_jax.value_and_grad(classify, has_aux=True, fisher="exact")
+    want = np.asarray(jax.jit(lambda: dense_fisher(full(WEIGHTS, x, LABELS)[2], layers))())
+    sample = jax.jit(lambda key: mc(WEIGHTS, x, LABELS, key=key)[2])
+    keys = jax.random.split(jax.random.key(0), 4000)
+    each = jax.jit(jax.vmap(lambda key: dense_fisher(sample(key), layers)))(keys)
+    spread = np.std(each, axis=0) / 4000**0.5
+    assert np.all(np.abs(np.mean(each, axis=0) - want) <= 5 * spread + 1e-12)
+    assert np.max(spread) < 0.02 * np.max(np.abs(want))
+    one, two, other = (sample(keys[k])["u"].g for k in (3, 3, 4))
+    assert jnp.array_equal(one, two)
+    assert not jnp.array_equal(one, other)
+
+
+def test_several_terms_have_a_fisher_each():
+    """A loss of class labels and of values: F is the sum of both terms' F."""
+    x = CASES["mlp"].batch[0]
+
+    def both(p, x):
+        h = jnp.tanh(x @ p["w"])
+        z = h @ p["u"], h @ p["v"]
+        return jnp.mean(z[0]) + jnp.mean(z[1]), {"z": z}
+
+    p = {"w": normal(3, 4), "u": normal(4, 3), "v": normal(4, 2)}
+    f = ngd_jax.value_and_grad(
+        both,
+        has_aux=True,
+        fisher="exact",
+        likelihood=("categorical", "gaussian"),
+        outputs=lambda aux: aux["z"],
+    )
+    layers = ngd_jax.report(both, p, x).layers
+
+    def fisher(f):
+        return np.asarray(jax.jit(lambda: dense_fisher(f(p, x)[2], layers))())
+
+    want = 0.0
+    for k, likelihood in enumerate(("categorical", losses.gaussian)):
+        single = ngd_jax.value_and_grad(
+            both,
+            has_aux=True,
+            fisher="exact",
+            likelihood=likelihood,
+            outputs=lambda a, k=k: a["z"][k],
+        )
+        want = want + fisher(single)
+    assert_close(fisher(f), want, size=1000)
+
+
+def test_a_sum_over_the_batch_and_a_penalty():
+    """The records are of the examples' losses, whatever is done to their sum, and no penalty."""
+    case = CASES["mlp"]
+
+    def summed(p, x, y):
+        return N * mlp(p, x, y) + 0.1 * jnp.sum(p["w1"] ** 2)
+
+    _, _, records = jax.jit(ngd_jax.value_and_grad(mlp))(case.params, *case.batch)
+    f = jax.jit(ngd_jax.value_and_grad(summed, loss_reduction="sum"))
+    _, grads, others = f(case.params, *case.batch)
+    own = jax.jit(jax.grad(summed))(case.params, *case.batch)
+    assert_close(np.asarray(grads["w1"]), np.asarray(own["w1"]), size=100)
+    for name, record in records.items():
+        assert_close(np.asarray(others[name].g), np.asarray(record.g), size=100)
+
+
+def test_a_factor_of_the_loss_is_no_penalty():
+    """It changes each example's gradient, so there is no record of the weight it is made of."""
+    x, y = CASES["mlp"].batch
+    p = {"w": normal(3, 2), "idle": normal(2)}
+
+    def factor(p, x, y):
+        return square(x @ p["w"], y) * jnp.sum(p["w"] ** 2)
+
+    def inside(p, x, y):
+        def one(xy):
+            return jnp.sum((xy[0] @ p["w"] - xy[1]) ** 2) + jnp.sum(p["w"] ** 2)
+
+        return jnp.mean(jax.lax.map(one, (x, y)))
+
+    report = ngd_jax.report(factor, p, x, y)
+    assert report.layers == ()
+    assert report.uncovered == {"w": "used by mul", "idle": "used on no examples"}
+    assert ngd_jax.report(inside, p, x, y).uncovered["w"] == "used by add"
+
+
+def test_the_batch_may_be_any_tree_and_share_the_call_with_other_arguments():
+    def loss(p, batch, rate, state):
+        h = batch["x"] @ p["w"] + state["mean"]
+        return rate * square(h, batch["y"])
+
+    x, y = CASES["mlp"].batch
+    p, state = {"w": normal(3, 2)}, {"mean": normal(N, 1)[:2, 0]}
+    batch = {"x": x, "y": y}
+    _, grads, records = ngd_jax.value_and_grad(loss)(p, batch, 2.0, state)
+    assert_close(np.asarray(records["w"].a), np.asarray(x))
+    own = jax.grad(loss)(p, batch, 2.0, state)
+    assert_close(np.asarray(grads["w"]), np.asarray(own["w"]), size=10)
+    square_state = {"mean": jnp.zeros(N)}
+
+    def other(p, batch, state):
+        return square(batch["x"] @ p["w"], batch["y"]) + 0 * jnp.sum(state["mean"])
+
+    f = ngd_jax.value_and_grad(other, batch_argnums=(1,))
+    assert_close(np.asarray(f(p, batch, square_state)[2]["w"].a), np.asarray(x))
+
+
+def test_reduced_sharing_is_an_option_of_the_report():
+    case = CASES["heads"]
+    layers = ngd_jax.report(case.loss, case.params, *case.batch, sharing="reduce").layers
+    assert {layer.spec.sharing for layer in layers} == {"reduce"}
+
+
+def test_a_tag_is_its_array_and_nothing_else():
+    """Values and gradients are the kernel's, whatever the map in the tag would give."""
+    x = normal(N, 3)
+
+    def loss(w, x):
+        return jnp.sum(ngd_jax.tag(doubled(w, x), lambda x, w: (jnp.nan * x) @ w, x, w))
+
+    def bare(w, x):
+        return jnp.sum(doubled(w, x))
+
+    want = jax.jit(jax.value_and_grad(bare))(normal(3, 2), x)
+    for f in (jax.value_and_grad(loss), ngd_jax.value_and_grad(loss)):
+        value, grad = jax.jit(f)(normal(3, 2), x)[:2]
+        assert_close(np.asarray(value), np.asarray(want[0]), size=10)
+        assert_close(np.asarray(grad), np.asarray(want[1]), size=10)
+    sentence = r"shape \(5, 3\) and dtype float64, and `like` gives \(5, 2\)"
+    with pytest.raises(ValueError, match=sentence):
+        ngd_jax.tag(x, jnp.matmul, x, normal(3, 2))
+
+
+def test_a_weight_inside_shard_map_follows_its_gradient_or_is_tagged():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+    p, batch = {"w": normal(3, 2)}, (normal(N, 3), normal(N, 2))
+
+    def loss(p, x, y):
+        product = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+        return square(product(x, p["w"]), y)
+
+    def marked(p, x, y):
+        product = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+        return square(ngd_jax.tag(product(x, p["w"]), jnp.matmul, x, p["w"]), y)
+
+    def plain(p, x, y):
+        return square(x @ p["w"], y)
+
+    assert ngd_jax.report(loss, p, *batch).uncovered == {"w": "used by shard_map"}
+    got, want = (jax.jit(ngd_jax.value_and_grad(f))(p, *batch)[1:] for f in (marked, plain))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_close(np.asarray(one), np.asarray(other), size=10)
+
+
+def test_a_report_is_a_table_and_needs_no_numbers():
+    case = CASES["shared"]
+    shapes = jax.eval_shape(lambda: (case.params, *case.batch))
+    text = str(ngd_jax.report(case.loss, *shapes))
+    lines = text.splitlines()
+    assert lines[0].split() == ["layer", "parameters", "kind", "block"]
+    assert lines[3].split() == ["w", "w,", "b", "dense", "3x4"]
+    assert lines[4].split()[:3] == ["-", "c", "-"]
+    assert "follows its gradient" in lines[4]
+
+
+def branching(p, x):
+    return jnp.mean(x @ p["w"]) if len(x) == N else jnp.mean(jnp.tanh(x @ p["w"]))
+
+
+def fixed(p, x):
+    return jnp.mean(jnp.reshape(x, (N, 3)) @ p["w"])
+
+
+def plain(p, x):
+    return jnp.mean(x @ p["w"])
+
+
+X = normal(N, 3)
+W = {"w": normal(3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "parts"),
+    [
+        (lambda: ngd_jax.value_and_grad(plain, fisher="true"), ValueError, ["'true'", "'mc'"]),
+        (
+            lambda: ngd_jax.value_and_grad(plain, loss_reduction="none"),
+            ValueError,
+            ["'none'", "'sum'"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(plain, fisher="mc"),
+            ValueError,
+            ["(loss, outputs)", "has_aux=True"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(classify, has_aux=True, fisher="mc")(WEIGHTS, X, LABELS),
+            ValueError,
+            ["key is missing"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(plain)(W, X, key=jax.random.key(0)),
+            ValueError,
+            ["key is not used", "'empirical'"],
+        ),
+        (lambda: ngd_jax.value_and_grad(plain)(W), ValueError, ["no batch"]),
+        (lambda: ngd_jax.value_and_grad(plain)(W, X[:0]), ValueError, ["batch is empty"]),
+        (
+            lambda: ngd_jax.value_and_grad(branching)(W, X),
+            ValueError,
+            ["something else for twice as many examples"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(fixed)(W, X),
+            ValueError,
+            ["10 examples in place of 5", "batch_argnums"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(plain)({"w": jnp.ones((3, 2), int)}, X),
+            TypeError,
+            ["'w'", "int64"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(lambda p, x: x @ p["w"])(W, X),
+            ValueError,
+            ["shape (5, 2)", "scalar"],
+        ),
+        (
+            lambda: ngd_jax.value_and_grad(
+                classify, has_aux=True, fisher="exact", likelihood=("gaussian", "gaussian")
+            )(WEIGHTS, X, LABELS),
+            ValueError,
+            ["5 outputs and 2 likelihoods"],
+        ),
+    ],
+)
+def test_a_mistake_gets_one_sentence(call, error, parts):
+    with pytest.raises(error) as raised:
+        call()
+    for part in parts:
+        assert part in str(raised.value)
+
+
+def test_a_layout_is_undone():
+    x = jnp.arange(24).reshape(2, 3, 4)
+    layout = Layout(0, x.shape).transposed((1, 2, 0)).reshaped((3, 8)).transposed((1, 0))
+    assert layout.of(x).shape == layout.result == (8, 3)
+    assert jnp.array_equal(layout.of(x), x.transpose(1, 2, 0).reshape(3, 8).T)
+    assert jnp.array_equal(layout.back(layout.of(x)), x)
+
+
+def test_the_notation_of_kinds():
+    spec = ngd_jax.report(plain, W, X).layers[0].spec
+    assert spec == ngd_core.LayerSpec("w", "dense", 3, 2, bias=False)

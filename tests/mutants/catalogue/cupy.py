@@ -1,0 +1,87 @@
+"""Mistakes in the adapter for CuPy and NumPy: schedule, labels, files, epochs."""
+
+from mutants.mutant import Mutant
+
+FIT = "backends/ngd_cupy/_fit.py"
+OPTIMIZERS = "backends/ngd_cupy/_optimizers.py"
+TEST = "tests/backends/test_cupy.py::"
+
+MUTANTS = (
+    Mutant(
+        "statistics at the last step of an interval",
+        OPTIMIZERS,
+        "if self.steps % self.factor_every == 0:",
+        "if (self.steps + 1) % self.factor_every == 0:",
+        TEST + "test_steps_are_those_of_the_torch_adapter[kfac]",
+    ),
+    Mutant(
+        "weight decay without the rate",
+        OPTIMIZERS,
+        "step.decoupled_weight_decay(self.params, self.lr, self.weight_decay)",
+        "step.decoupled_weight_decay(self.params, 1.0, self.weight_decay)",
+        TEST + "test_steps_are_those_of_the_torch_adapter[kfac]",
+    ),
+    Mutant(
+        "clip computed and forgotten",
+        OPTIMIZERS,
+        "found = {key: scale * d for key, d in found.items()}",
+        "found = {key: 0 * scale + d for key, d in found.items()}",
+        TEST + "test_steps_are_those_of_the_torch_adapter[kfac]",
+    ),
+    Mutant(
+        "the same labels at every step",
+        OPTIMIZERS,
+        "np.random.default_rng([self.seed, self.steps])",
+        "np.random.default_rng([self.seed])",
+        TEST + "test_every_step_draws_labels_of_its_own",
+    ),
+    Mutant(
+        "gradient that is not finite in the momentum",
+        OPTIMIZERS,
+        "return xp.where(xp.all(xp.isfinite(g)), g, xp.zeros_like(g))",
+        "return g",
+        TEST + "test_a_batch_that_is_not_finite_moves_nothing[fngd]",
+    ),
+    Mutant(
+        "momentum not taken from the file",
+        OPTIMIZERS,
+        'self.params, self.velocity = found["params"], found["velocity"]',
+        'self.params = found["params"]',
+        TEST + "test_a_run_broken_off_goes_on_as_if_it_had_not[kfac]",
+    ),
+    Mutant(
+        "one order for all epochs",
+        FIT,
+        "np.random.default_rng([seed, epoch])",
+        "np.random.default_rng([seed])",
+        TEST + "test_fit_sees_every_example_once_an_epoch_and_evaluates",
+    ),
+    Mutant(
+        "shorter last batch counted in full",
+        FIT,
+        "part = part * (rows.shape[0] / n)",
+        "part = part * (batch_size / n)",
+        TEST + "test_fit_sees_every_example_once_an_epoch_and_evaluates",
+    ),
+    Mutant(
+        "shorter last batch left out",
+        FIT,
+        "for start in range(0, n, batch_size):",
+        "for start in range(0, n - n % batch_size, batch_size):",
+        TEST + "test_fit_sees_every_example_once_an_epoch_and_evaluates",
+    ),
+    Mutant(
+        "loss of the last chunk alone",
+        FIT,
+        "loss = part if loss is None else loss + part",
+        "loss = part",
+        TEST + "test_evaluation_in_chunks_is_that_of_the_whole",
+    ),
+    Mutant(
+        "epochs of before trained once more",
+        FIT,
+        "for epoch in range(optimizer.epochs, epochs):",
+        "for epoch in range(epochs):",
+        TEST + "test_a_run_broken_off_goes_on_as_if_it_had_not[kfac]",
+    ),
+)

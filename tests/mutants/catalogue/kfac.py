@@ -1,0 +1,299 @@
+"""Mistakes in K-FAC and KFC: factors, sharing, averages, the split of the damping, inverses."""
+
+from mutants.mutant import Mutant
+
+AVERAGE = "ngd_core/factors/average.py"
+COMMON = "ngd_core/methods/_common.py"
+DAMPED_KRONECKER = "ngd_core/inversion/damped_kronecker.py"
+DAMPING = "ngd_core/inversion/damping.py"
+FACTORS_KRONECKER = "ngd_core/factors/kronecker.py"
+INVERSION_KRONECKER = "ngd_core/inversion/kronecker.py"
+KFAC = "ngd_core/methods/kfac.py"
+MOMENT = "ngd_core/factors/moment.py"
+PATCHES = "ngd_core/factors/patches.py"
+SHARING = "ngd_core/factors/sharing.py"
+SPD = "ngd_core/inversion/spd.py"
+TRIANGULAR = "ngd_core/inversion/triangular.py"
+
+TEST_FACTORS = "tests/core/test_factors.py::"
+TEST_INVERSION = "tests/core/test_inversion.py::"
+TEST_KFAC = "tests/core/test_kfac.py::"
+TEST_PATCHES = "tests/core/test_patches.py::"
+
+MUTANTS = (
+    Mutant(
+        "G averaged over positions, so that T is in neither factor",
+        FACTORS_KRONECKER,
+        "return second_moment(xp.reshape(y, (*stack, m * n * t, outputs)), n, xp=xp)",
+        "return second_moment(xp.reshape(y, (*stack, m * n * t, outputs)), n * t, xp=xp)",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "A summed over positions, so that T is in both factors",
+        FACTORS_KRONECKER,
+        "(*stack, n * t, inputs)), n * t, bias=bias",
+        "(*stack, n * t, inputs)), n, bias=bias",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "G averaged over back-propagated vectors",
+        FACTORS_KRONECKER,
+        "outputs)), n, xp=xp)",
+        "outputs)), m * n, xp=xp)",
+        TEST_KFAC + "test_vectors_are_summed_and_micro_batches_count_by_their_examples[kfac pi]",
+    ),
+    Mutant(
+        "reduce with inputs summed like gradients, T squared",
+        FACTORS_KRONECKER,
+        "        x = xp.mean(x, axis=-2, keepdims=True)",
+        "        x = xp.sum(x, axis=-2, keepdims=True)",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "reduce with gradients averaged like inputs",
+        FACTORS_KRONECKER,
+        "        y = xp.sum(y, axis=-2, keepdims=True)",
+        "        y = xp.mean(y, axis=-2, keepdims=True)",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "expand and reduce mixed up in A",
+        FACTORS_KRONECKER,
+        ('    x = canonical.x\n    if sharing == "reduce":'),
+        ('    x = canonical.x\n    if sharing == "expand":'),
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "bias column first in A",
+        MOMENT,
+        "xp.concat([x, _xp.ones((*x.shape[:-1], 1), like=x, xp=xp)], axis=-1)",
+        "xp.concat([_xp.ones((*x.shape[:-1], 1), like=x, xp=xp), x], axis=-1)",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "bias column first in the block",
+        SHARING,
+        "return xp.concat([block, xp.reshape(bias, (*spec.stack, spec.rows, 1))], axis=-1)",
+        "return xp.concat([xp.reshape(bias, (*spec.stack, spec.rows, 1)), block], axis=-1)",
+        TEST_FACTORS + "test_join_and_split_are_inverse_and_fit_the_patches[numpy]",
+    ),
+    Mutant(
+        "inputs centred, a covariance in place of a second moment",
+        MOMENT,
+        "return rest.mT @ rest + (cross + cross.mT) + n * (centre.mT @ centre)",
+        "return rest.mT @ rest + (cross + cross.mT)",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "many rows multiplied without centring, losing digits in float32",
+        MOMENT,
+        "    centre = xp.mean(x, axis=-2, keepdims=True)",
+        "    centre = 0 * xp.mean(x, axis=-2, keepdims=True)",
+        TEST_FACTORS + "test_moment_of_many_rows_is_semidefinite_to_rounding[numpy]",
+    ),
+    Mutant(
+        "columns of patches in the order (tap, channel)",
+        PATCHES,
+        "return xp.matrix_transpose(xp.reshape(read, (n, columns, positions)))",
+        (
+            "read = xp.permute_dims(read, (0, 2, 1, 3, 4))\n"
+            "        return xp.matrix_transpose(xp.reshape(read, (n, columns, positions)))"
+        ),
+        TEST_PATCHES + "test_patches_times_the_flat_kernel_is_the_convolution[numpy]",
+    ),
+    Mutant(
+        "dilation ignored along the rows",
+        PATCHES,
+        "rows = slice(i * dh, i * dh + (out_height - 1) * sh + 1, sh)",
+        "rows = slice(i, i + (out_height - 1) * sh + 1, sh)",
+        TEST_PATCHES + "test_patches_times_the_flat_kernel_is_the_convolution[numpy]",
+    ),
+    Mutant(
+        "channels of a grouped convolution interleaved",
+        SHARING,
+        "y = xp.reshape(g, (m, n, spec.groups, spec.rows, -1))",
+        "y = xp.reshape(g, (m, n, spec.rows, spec.groups, -1))\n    y = xp.permute_dims(y, (0, 1, 3, 2, 4))",
+        TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "height and width swapped in the output gradients",
+        SHARING,
+        "y = xp.permute_dims(y, (2, 0, 1, 4, 3))",
+        "y = xp.permute_dims(xp.reshape(g.mT, y.shape), (2, 0, 1, 4, 3))",
+        TEST_FACTORS + "test_per_example_gradients_equal_the_loops[numpy]",
+    ),
+    Mutant(
+        "no bias correction of the moving average",
+        AVERAGE,
+        "share = _xp.astype(count / total, mean.dtype, xp=xp)",
+        "share = _xp.astype(1 - _xp.scalar(decay, like=weight, xp=xp), mean.dtype, xp=xp)",
+        TEST_FACTORS + "test_average_is_the_bias_corrected_ema_over_examples[numpy]",
+    ),
+    Mutant(
+        "averages count batches, not examples",
+        AVERAGE,
+        (
+            "total = weight * _xp.scalar(decay, like=weight, xp=xp) + count\n"
+            "    share = _xp.astype(count / total"
+        ),
+        (
+            "total = weight * _xp.scalar(decay, like=weight, xp=xp) + 1\n"
+            "    share = _xp.astype(1 / total"
+        ),
+        TEST_KFAC + "test_vectors_are_summed_and_micro_batches_count_by_their_examples[kfac exact]",
+    ),
+    Mutant(
+        "decay and its complement mixed up",
+        AVERAGE,
+        "return (1 - share) * mean + share * batch, total",
+        "return share * mean + (1 - share) * batch, total",
+        TEST_FACTORS + "test_average_is_the_bias_corrected_ema_over_examples[numpy]",
+    ),
+    Mutant(
+        "incremental form of the average, which cancels where much is forgotten",
+        AVERAGE,
+        "return (1 - share) * mean + share * batch, total",
+        "return mean + share * (batch - mean), total",
+        TEST_FACTORS + "test_average_that_forgets_is_the_batch[numpy]",
+    ),
+    Mutant(
+        "G averaged with the weight that A has left behind",
+        "ngd_core/methods/_common.py",
+        "getattr(layer, name), layer.weight, mean, count, decay, xp=xp",
+        'getattr(layer, name), new.get("weight", layer.weight), mean, count, decay, xp=xp',
+        TEST_KFAC + "test_vectors_are_summed_and_micro_batches_count_by_their_examples[kfac pi]",
+    ),
+    Mutant(
+        "pi upside down",
+        DAMPING,
+        "return root * (a / g), root * (g / a)",
+        "return root * (g / a), root * (a / g)",
+        TEST_INVERSION + "test_factored_damping_exceeds_the_exact_by_a_psd_residual[numpy]",
+    ),
+    Mutant(
+        "pi squared",
+        DAMPING,
+        "a, g = xp.sqrt(xp.where(both, a, one)), xp.sqrt(xp.where(both, g, one))",
+        "a, g = xp.where(both, a, one), xp.where(both, g, one)",
+        TEST_INVERSION + "test_scale_split_changes_nothing[numpy]",
+    ),
+    Mutant(
+        "pi left out",
+        DAMPING,
+        "return root * (a / g), root * (g / a)",
+        "return root + 0 * a, root + 0 * g",
+        TEST_INVERSION + "test_scale_split_changes_nothing[numpy]",
+    ),
+    Mutant(
+        "pi from traces that are not divided by the factors' orders",
+        DAMPING,
+        "    g = mean_diagonal(G, xp=xp)\n    both",
+        "    a, g = A.shape[-1] * a, G.shape[-1] * mean_diagonal(G, xp=xp)\n    both",
+        TEST_INVERSION + "test_factored_damping_exceeds_the_exact_by_a_psd_residual[numpy]",
+    ),
+    Mutant(
+        "lambda in place of its root on each factor",
+        DAMPING,
+        "root = xp.sqrt(_xp.scalar(damping, like=A, xp=xp))",
+        "root = _xp.scalar(damping, like=A, xp=xp)",
+        TEST_KFAC + "test_direction_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "the two factors' dampings swapped",
+        DAMPED_KRONECKER,
+        "for_a, for_g = factored_damping(A, G, damping, xp=xp)",
+        "for_g, for_a = factored_damping(A, G, damping, xp=xp)",
+        TEST_KFAC + "test_direction_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "exact split without its damping",
+        DAMPED_KRONECKER,
+        "used = xp.where(raised, floor, asked)",
+        "used = floor",
+        TEST_KFAC + "test_direction_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "eigenvalues of the two factors added, not multiplied",
+        INVERSION_KRONECKER,
+        "spectrum = g[..., :, None] * a[..., None, :]",
+        "spectrum = g[..., :, None] + a[..., None, :]",
+        TEST_INVERSION + "test_kronecker_algebra_equals_the_dense[numpy]",
+    ),
+    Mutant(
+        "wrong transpose of the eigenvectors",
+        INVERSION_KRONECKER,
+        "return (Q_G @ (((Q_G.mT @ V) @ Q_A) / spectrum)) @ Q_A.mT",
+        "return (Q_G.mT @ (((Q_G @ V) @ Q_A) / spectrum)) @ Q_A.mT",
+        TEST_INVERSION + "test_kronecker_algebra_equals_the_dense[numpy]",
+    ),
+    Mutant(
+        "missing symmetrisation before the factorisation",
+        SPD,
+        ("    m = m / scale[..., None, None]\n    m = 0.5 * (m + m.mT)\n"),
+        "    m = m / scale[..., None, None]\n",
+        TEST_INVERSION + "test_only_the_symmetric_part_is_inverted[numpy]",
+    ),
+    Mutant(
+        "inverse from the Cholesky root with the wrong transpose",
+        TRIANGULAR,
+        "return xp.where(ok[..., None, None], root.mT @ root, nan)",
+        "return xp.where(ok[..., None, None], root @ root.mT, nan)",
+        TEST_INVERSION + "test_inverse_solves[numpy]",
+    ),
+    Mutant(
+        "inverse not scaled back",
+        SPD,
+        "    inverse = inverse / part.scale[..., None, None]\n",
+        "",
+        TEST_INVERSION + "test_inverse_solves[numpy]",
+    ),
+    Mutant(
+        "stale inverse, the new one not stored",
+        KFAC,
+        "layers[spec] = layer._replace(inverse=inverse)",
+        "layers[spec] = layer",
+        TEST_KFAC + "test_direction_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "new inverse of one factor beside the old one of the other",
+        DAMPED_KRONECKER,
+        "        xp.where(_like_factor(ok, diagonal), a, old.a),\n        xp.where(ok[..., None, None], g, old.g),\n        old.good | ok,",
+        "        a,\n        g,\n        old.good | ok,",
+        TEST_INVERSION + "test_one_unusable_factor_keeps_both_of_the_last_refresh[numpy]",
+    ),
+    Mutant(
+        "a zero factor leaves the other one in the damped product",
+        DAMPED_KRONECKER,
+        "present = _xp.astype((mean_a > 0) & (mean_diagonal(G, xp=xp) > 0), A.dtype, xp=xp)",
+        "present = _xp.ones(mean_a.shape, like=A, xp=xp)",
+        TEST_INVERSION + "test_a_zero_factor_leaves_the_damping[numpy]",
+    ),
+    Mutant(
+        "a batch that is not finite enters the average",
+        "ngd_core/methods/_common.py",
+        "kept = {name: xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}",
+        'kept = {name: x if name == "a" else xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}',
+        TEST_KFAC + "test_a_non_finite_batch_is_refused_and_counted[numpy]",
+    ),
+    Mutant(
+        "code of the best group in place of the worst",
+        KFAC,
+        "infos[spec] = Info(xp.max(code), measures)",
+        "infos[spec] = Info(xp.min(code), measures)",
+        TEST_KFAC + "test_the_code_of_a_layer_is_that_of_its_worst_group[pi]",
+    ),
+    Mutant(
+        "norm of the direction reported as its product with the gradient",
+        COMMON,
+        '{"inner": xp.sum(direction * finite_grad)}',
+        '{"inner": xp.sum(direction * direction)}',
+        TEST_KFAC + "test_direction_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "a part of the vectors weighs as much as all of them",
+        KFAC,
+        "record.a.shape[0] * hyper.share, hyper.decay",
+        "record.a.shape[0], hyper.decay",
+        "tests/core/test_invariance.py::test_parts_of_the_vectors_weigh_parts_of_the_examples[KFAC]",
+    ),
+)

@@ -1,0 +1,295 @@
+"""Mistakes in steps of a PyTorch model: schedule, micro-batches, clip, momentum, guard, ranks."""
+
+from mutants.mutant import Mutant
+
+CURVATURE = "backends/ngd_torch/_curvature.py"
+GUARD = "backends/ngd_torch/_guard.py"
+OPTIMIZERS = "backends/ngd_torch/_optimizers.py"
+RANKS = "backends/ngd_torch/_ranks.py"
+REPORT = "backends/ngd_torch/_report.py"
+SHARDS = "backends/ngd_torch/_shards.py"
+SOFIM = "backends/ngd_torch/_sofim.py"
+TEST = "tests/backends/test_torch_optimizers.py::"
+TEST_CHANGES = "tests/backends/test_torch_changes.py::"
+TEST_DISTRIBUTED = "tests/backends/test_torch_distributed.py::"
+TEST_MALFORMED = "tests/backends/test_torch_malformed.py::"
+TEST_PASSES = "tests/backends/test_torch_passes.py::"
+TEST_REPORT = "tests/backends/test_torch_report.py::"
+
+MUTANTS = (
+    Mutant(
+        "older statistics forgotten at every micro-batch",
+        CURVATURE,
+        "decay = 1.0 if name in self.seen else self.decay",
+        "decay = self.decay",
+        "tests/backends/test_torch_capture.py::"
+        "test_steps_do_not_depend_on_how_the_batch_comes[exact]",
+    ),
+    Mutant(
+        "statistics at the last step of an interval",
+        CURVATURE,
+        "return every or self.steps % self.factor_every == 0",
+        "return every or (self.steps + 1) % self.factor_every == 0",
+        TEST + "test_the_schedule_is_that_of_the_core[2-3]",
+    ),
+    Mutant(
+        "refresh at the last step of an interval",
+        CURVATURE,
+        "due = self.due or self.steps % self.inverse_every == 0",
+        "due = self.due or (self.steps + 1) % self.inverse_every == 0",
+        TEST + "test_the_schedule_is_that_of_the_core[2-3]",
+    ),
+    Mutant(
+        "share of the vectors left out",
+        CURVATURE,
+        "hyper = Hyper(damping=self.damping, decay=decay, share=share)",
+        "hyper = Hyper(damping=self.damping, decay=decay)",
+        TEST_PASSES + "test_some_examples_and_one_vector_at_a_time[kfac-twice-exact]",
+    ),
+    Mutant(
+        "schedule goes on over a first step that is not finite",
+        CURVATURE,
+        "        if finite:\n",
+        "        if True:\n",
+        TEST_MALFORMED + "test_each_at_the_first_step[SNGD-NaN batch]",
+    ),
+    Mutant(
+        "labels sampled from the beginning when layers are added",
+        CURVATURE,
+        "        self.capture.generators = generators\n        self.capture.switch",
+        "        self.capture.switch",
+        TEST_CHANGES + "test_sampled_labels_go_on_where_they_were",
+    ),
+    Mutant(
+        "statistics of all layers lost when one is added",
+        CURVATURE,
+        "spec: self.state.layers[stay[spec]] if spec in stay else state",
+        "spec: state",
+        TEST_CHANGES + "test_layers_added_later_are_trained_and_old_ones_keep_their_state[kfac]",
+    ),
+    Mutant(
+        "hooks of before left on the model",
+        CURVATURE,
+        "        self.capture.close()\n        self.capture = self._capture(",
+        "        self.capture = self._capture(",
+        TEST_CHANGES + "test_growing_leaves_no_old_hooks",
+    ),
+    Mutant(
+        "stream of the labels not restored",
+        CURVATURE,
+        "generators[torch.device(device)].set_state(state.cpu())",
+        "generators[torch.device(device)].get_state()",
+        TEST + "test_a_stored_state_goes_on_bit_by_bit[kfac]",
+    ),
+    Mutant(
+        "damping of now not stored",
+        CURVATURE,
+        'self.damping, self.decay = stored["damping"], stored["decay"]',
+        'self.decay = stored["decay"]',
+        TEST + "test_a_damping_set_later_is_in_copies_and_stored_states",
+    ),
+    Mutant(
+        "factors in half precision",
+        CURVATURE,
+        "torch.float64 if like.dtype == torch.float64 else torch.float32",
+        "like.dtype",
+        TEST + "test_half_precision_keeps_factors_in_float32",
+    ),
+    Mutant(
+        "first power of the rates in the clip",
+        OPTIMIZERS,
+        'info.measures["inner"] * rate**2',
+        'info.measures["inner"] * rate',
+        TEST + "test_kl_clip_bounds_the_step",
+    ),
+    Mutant(
+        "clip by the largest layer in place of the sum",
+        OPTIMIZERS,
+        "torch.stack(parts).sum()",
+        "torch.stack(parts).max()",
+        TEST + "test_kl_clip_bounds_the_step",
+    ),
+    Mutant(
+        "clip behind the momentum",
+        OPTIMIZERS,
+        "d = part(d) if scale is None else part(d) * scale",
+        'd, lr = part(d), group["lr"] * (1.0 if scale is None else scale)',
+        TEST + "test_momentum_is_heavy_ball[0.0001]",
+    ),
+    Mutant(
+        "rate of the first group for all",
+        OPTIMIZERS,
+        'lr, mu = group["lr"], group["momentum"]',
+        'lr, mu = self.param_groups[0]["lr"], group["momentum"]',
+        TEST + "test_groups_and_a_scheduler",
+    ),
+    Mutant(
+        "weight decay without the rate",
+        OPTIMIZERS,
+        '1 - lr * group["weight_decay"]',
+        '1 - group["weight_decay"]',
+        TEST + "test_groups_and_a_scheduler",
+    ),
+    Mutant(
+        "gradient that is not finite hidden from the scaler",
+        OPTIMIZERS,
+        "p.grad.copy_(torch.where(torch.isfinite(p.grad).all(), d, p.grad))",
+        "p.grad.copy_(d)",
+        TEST_MALFORMED
+        + "test_a_preconditioner_leaves_what_is_not_finite_for_the_scaler_to_see[False]",
+    ),
+    Mutant(
+        "closure without gradients",
+        OPTIMIZERS,
+        "            with torch.enable_grad():\n",
+        "            with torch.no_grad():\n",
+        TEST + "test_a_closure",
+    ),
+    Mutant(
+        "refused group kept",
+        OPTIMIZERS,
+        "            self.param_groups.pop()\n            raise",
+        "            raise",
+        TEST_CHANGES + "test_a_parameter_outside_the_model_is_refused[later]",
+    ),
+    Mutant(
+        "momentum moves where the step is left out",
+        GUARD,
+        "buffer.copy_(torch.where(here, direction, buffer))",
+        "buffer.copy_(direction)",
+        TEST_MALFORMED + "test_each_at_the_first_step[KFAC-rate is infinite]",
+    ),
+    Mutant(
+        "parameter moves where the step is left out",
+        GUARD,
+        "p.copy_(torch.where(here, moved, p))",
+        "p.copy_(moved)",
+        TEST_MALFORMED + "test_each_at_the_first_step[KFAC-rate is infinite]",
+    ),
+    Mutant(
+        "gradients not looked at, directions alone",
+        GUARD,
+        "found = found & torch.isfinite(_peaks(grads)).all()",
+        "found = found & True",
+        TEST_MALFORMED + "test_each_at_the_first_step[KFAC-a NaN gradient]",
+    ),
+    Mutant(
+        "rate not in the bound on what will be",
+        GUARD,
+        "abs(shrink) * _peaks([move.p for move in some]) + lr * reach",
+        "abs(shrink) * _peaks([move.p for move in some]) + reach",
+        TEST_MALFORMED + "test_each_at_the_first_step[KFAC-rate leads out]",
+    ),
+    Mutant(
+        "new direction damped by the momentum",
+        GUARD,
+        "(mu * buffer).add_(direction)",
+        "(mu * buffer).add_(direction, alpha=1 - mu)",
+        TEST + "test_momentum_is_heavy_ball[None]",
+    ),
+    Mutant(
+        "weight decay of what has moved already",
+        GUARD,
+        "moved = (p if shrink == 1 else p * shrink) - lr * direction",
+        "moved = (p - lr * direction) * shrink",
+        TEST + "test_groups_and_a_scheduler",
+    ),
+    Mutant(
+        "directions of the first group for all",
+        SOFIM,
+        "directions[len(moves) + k]",
+        "directions[k]",
+        TEST + "test_sofim_is_its_definition_over_groups_and_through_a_checkpoint",
+    ),
+    Mutant(
+        "weight decay of SOFIM without the rate",
+        SOFIM,
+        'shrink = 1 - group["lr"] * group["weight_decay"]',
+        'shrink = 1 - group["weight_decay"]',
+        TEST + "test_sofim_is_its_definition_over_groups_and_through_a_checkpoint",
+    ),
+    Mutant(
+        "momentum begins anew when a group is added",
+        SOFIM,
+        "tensors={**fresh.tensors, **self.moments.tensors}",
+        "tensors={**self.moments.tensors, **fresh.tensors}",
+        TEST_CHANGES + "test_sofim_takes_further_groups_and_keeps_its_momentum",
+    ),
+    Mutant(
+        "statistics counted at every step",
+        REPORT,
+        "(statistics + further) / often + cost.weighting",
+        "statistics + further + cost.weighting",
+        TEST_REPORT + "test_whole_steps_cost_what_the_report_says[KFAC-mc]",
+    ),
+    Mutant(
+        "refresh counted at every step",
+        REPORT,
+        "cost.refresh / curvature.inverse_every",
+        "cost.refresh",
+        TEST_REPORT + "test_the_table_as_text",
+    ),
+    Mutant(
+        "forward pass counted for every vector",
+        REPORT,
+        "vectors * cost.own / 3",
+        "vectors * cost.own * 2 / 3",
+        TEST_REPORT + "test_whole_steps_cost_what_the_report_says[KFAC-mc]",
+    ),
+    Mutant(
+        "bytes of float64 taken for those of float32",
+        REPORT,
+        '"bytes": sum(x.numel() * x.element_size() for x in arrays.values())',
+        '"bytes": sum(x.numel() * 4 for x in arrays.values())',
+        TEST_REPORT + "test_memory_is_the_state_s[KFAC-0.0]",
+    ),
+    Mutant(
+        "frozen parameter told as uncovered",
+        REPORT,
+        'found[name] = untrained if why in UNTRAINED else "uncovered"',
+        'found[name] = "uncovered"',
+        TEST_REPORT + "test_every_parameter_comes_exactly_once",
+    ),
+    Mutant(
+        "cheapest layer dealt out first",
+        RANKS,
+        "key=lambda spec: (-_cost(spec), spec.name)",
+        "key=lambda spec: (_cost(spec), spec.name)",
+        TEST_DISTRIBUTED + "test_layers_are_dealt_out_evenly",
+    ),
+    Mutant(
+        "diagonal factor counted as a matrix",
+        RANKS,
+        'columns = spec.columns if spec.kind == "embedding" else spec.columns**3',
+        "columns = spec.columns**3",
+        TEST_DISTRIBUTED + "test_layers_are_dealt_out_evenly",
+    ),
+    Mutant(
+        "bucket closed when it is too full already",
+        RANKS,
+        "sum(sizes[j] for j in some) + sizes[k] > BUCKET",
+        "sum(sizes[j] for j in some) > BUCKET",
+        TEST_DISTRIBUTED + "test_buckets_hold_all_in_order_and_no_more_than_fits",
+    ),
+    Mutant(
+        "last bucket lost",
+        RANKS,
+        "    if some:\n        yield some\n",
+        "",
+        TEST_DISTRIBUTED + "test_buckets_hold_all_in_order_and_no_more_than_fits",
+    ),
+    Mutant(
+        "averages of ranks weigh alike, whatever their examples",
+        RANKS,
+        "x * torch.where(totals[spec] > 0, weights[spec] / totals[spec], 0.0)",
+        "x / self.group.size",
+        TEST_DISTRIBUTED + "test_unequal_batches_weigh_by_their_examples[kfac]",
+    ),
+    Mutant(
+        "parts of a spread momentum taken for copies",
+        SHARDS,
+        "if not placement.is_replicate():",
+        "if placement.is_replicate():",
+        TEST_DISTRIBUTED + "test_sharded_ranks_are_one_process[2-sofim-None]",
+    ),
+)
