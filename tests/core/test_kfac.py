@@ -179,9 +179,9 @@ def test_a_non_finite_batch_is_refused_and_counted(backend, seed, name, bad, whe
     r, method, hyper = rng(seed), METHODS[name], Hyper(0.1, 0.9)
     good, grads, poison = batch(r, 3), gradients(r), batch(r, 3)
     record = poison[FC]
-    broken = {key: np.array(value) for key, value in record._asdict().items() if key != "z"}
-    broken[where][1, 1] = bad
-    poison[FC] = LayerRecord(**broken)
+    broken = np.array(getattr(record, where))
+    broken[1, 1] = bad
+    poison[FC] = record._replace(**{where: broken})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's word about such data
         _, wanted, _, _ = step(backend, method, [good], grads, hyper, dtype)
