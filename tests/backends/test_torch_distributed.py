@@ -235,11 +235,16 @@ def test_buckets_hold_all_in_order_and_no_more_than_fits(monkeypatch):
 
 
 def test_the_example_runs_under_torchrun():
+    """To its last line: at the end of the interpreter PyTorch was once seen to abort."""
     script = str(ROOT / "docs" / "examples" / "several_processes.py")
-    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
-    output, code = run(*launcher, script)
+    end = "print('ended', flush=True); os._exit(0)"
+    to_its_end = f"import os, runpy, sys; runpy.run_path(sys.argv[1]); {end}"
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"
+    output, code = run(*launcher, sys.executable, "-c", to_its_end, script)
     assert code == 0, output
-    losses = [float(line.split()[-1]) for line in output.splitlines() if line.startswith("step")]
+    lines = output.splitlines()
+    assert lines.count("ended") == 2, output
+    losses = [float(line.split()[-1]) for line in lines if line.startswith("step")]
     assert len(losses) == 4, output
     assert losses[-1] < 0.1 * losses[0]
     assert np.all(np.diff(losses) <= 0)
