@@ -243,7 +243,7 @@ def test_the_example_runs_under_torchrun():
     output, code = run(*launcher, sys.executable, "-c", to_its_end, script)
     assert code == 0, output
     lines = output.splitlines()
-    assert lines.count("ended") == 2, output
+    assert output.count("ended") == 2, output
     losses = [float(line.split()[-1]) for line in lines if line.startswith("step")]
     assert len(losses) == 4, output
     assert losses[-1] < 0.1 * losses[0]
