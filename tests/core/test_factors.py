@@ -245,15 +245,16 @@ def test_average_that_forgets_is_the_batch(backend, seed, dtype, larger):
 @law(
     seed=seeds,
     rows=st.sampled_from([1, 300, 5000, 20_000]),
+    columns=st.sampled_from([2, 3, 40]),
     kind=st.sampled_from(["alike", "background", "one line"]),
     bias=st.booleans(),
 )
-def test_moment_of_many_rows_is_semidefinite_to_rounding(backend, seed, rows, kind, bias):
+def test_moment_of_many_rows_is_semidefinite_to_rounding(backend, seed, rows, columns, kind, bias):
     """In float32, to a fraction of the least damping that is ever used (10 eps tr)."""
     r = rng(seed)
-    x = np.broadcast_to(r.random(3) + 0.5, (rows, 3))
+    x = np.broadcast_to(r.random(columns) + 0.5, (rows, columns))
     if kind == "background":
-        x = np.where(r.random((rows, 1)) < 0.7, x, r.random(3))
+        x = np.where(r.random((rows, 1)) < 0.7, x, r.random(columns))
     elif kind == "one line":
         x = r.random((rows, 1)) * x
     x = x.astype(np.float32)
