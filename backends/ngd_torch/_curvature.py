@@ -169,6 +169,7 @@ class Curvature:
         like = torch.zeros((), dtype=dtype, device=weight.device)
         self.seed = seed
         self.state = self.ranks.trimmed(self._fresh(specs, like))
+        self.home: tuple[torch.device, torch.dtype] | None = None
         self.waiting: dict[LayerSpec, list[LayerRecord]] = {}
         self.records: dict[LayerSpec, LayerRecord] = {}
         self.sizes: dict[str, tuple[float, int, int]] = {}
@@ -250,7 +251,7 @@ class Curvature:
             spec: self.state.layers[stay[spec]] if spec in stay else state
             for spec, state in fresh.layers.items()
         }
-        self.state = fresh._replace(layers=states)
+        self.state, self.home = fresh._replace(layers=states), None
         self.ranks = self._ranks(self.model, self.method, list(states))
         self.records = {
             spec: self.records[old] for spec, old in stay.items() if old in self.records
@@ -439,6 +440,9 @@ class Curvature:
         dtype = self.factor_dtype
         if dtype is None:
             dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        if self.home == (like.device, dtype):
+            return
+        self.home = like.device, dtype
         first = next(x for _, x in leaves(self.state) if x.is_floating_point())
         if first.device == like.device and first.dtype == dtype:
             return
@@ -494,7 +498,7 @@ class Curvature:
         """Take a state that was stored for the same layers, by any number of ranks."""
         generators, arrays = self.check(stored), stored["arrays"]
         state = rebuilt(self.state, lambda path, x: arrays[path].to(x.device, copy=True))
-        self.state = self.ranks.shared(state)
+        self.state, self.home = self.ranks.shared(state), None
         self.steps, self.epochs = stored["steps"], stored["epochs"]
         self.begun = stored.get("begun", 0)
         self.due = stored.get("due", False)

@@ -295,15 +295,14 @@ class NaturalGradient(torch.optim.Optimizer):  # type: ignore[misc]
                 if p.grad is None:
                     continue
                 d = directions.get(p)
-                if d is None:
-                    d = dense(part(p.grad))
-                else:
-                    d = part(d) if scale is None else part(d) * scale
+                known = d is not None
+                d = part(d) if known else dense(part(p.grad))
                 state = self.state[p] if mu else {}
                 if mu and "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state.get("momentum_buffer")
-                moves.append(Move(p, d, lr, 1 - lr * group["weight_decay"], mu, buffer))
+                shrink = 1 - lr * group["weight_decay"]
+                moves.append(Move(p, d, lr, shrink, mu, buffer, scale if known else None))
         if moves:
             self._skipped = self._skipped + ~take(moves, moves[0].p, self.curvature.ranks.together)
         return loss

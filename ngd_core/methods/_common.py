@@ -96,14 +96,18 @@ def folded(
 
 
 def guarded(direction: Array, grad: Array, code: Array, *, xp: Namespace) -> tuple[Array, Info]:
-    """Direction in the gradient's dtype, zero if the gradient is not finite or it would not be.
+    """Direction in the gradient's dtype, zero if it, the gradient or their product is not finite.
 
-    The measure ``inner`` is ``<direction, gradient>``, which is ``u^T (F + damping) u``.
+    The measure ``inner`` is that product ``<direction, gradient>``, ``u^T (F + damping) u``. As
+    every element is in it, it tells in one pass whether all are finite.
     """
-    ok = xp.all(_xp.fits(direction, grad.dtype, xp=xp)) & xp.all(xp.isfinite(grad))
+    working, dtype = direction.dtype, grad.dtype
+    flat, beside = xp.reshape(direction, (-1,)), xp.reshape(_xp.astype(grad, working, xp=xp), (-1,))
+    inner = flat @ beside
+    ok = xp.isfinite(inner)
+    if xp.finfo(dtype).max < xp.finfo(working).max:
+        ok = ok & xp.all(_xp.fits(direction, dtype, xp=xp))
     zero = _xp.zeros((), like=direction, xp=xp)
-    direction = xp.where(ok, direction, zero)
-    finite_grad = xp.where(ok, _xp.astype(grad, direction.dtype, xp=xp), zero)
     bad = _xp.full((), BAD_GRADIENT, like=code, xp=xp)
-    info = Info(xp.where(ok, xp.max(code), bad), {"inner": xp.sum(direction * finite_grad)})
-    return _xp.astype(direction, grad.dtype, xp=xp), info
+    info = Info(xp.where(ok, xp.max(code), bad), {"inner": xp.where(ok, inner, zero)})
+    return _xp.astype(xp.where(ok, direction, zero), dtype, xp=xp), info

@@ -177,17 +177,10 @@ MUTANTS = (
         TESTS + "test_without_statistics_the_direction_is_the_gradient[numpy]",
     ),
     Mutant(
-        "the mean of the second rows forgotten",
+        "rows of a cross moment that do not belong together",
         MOMENT,
-        "+ (left + right) + n * (x_centre.mT @ y_centre)",
-        "+ (left + right)",
-        DENSE,
-    ),
-    Mutant(
-        "the first half of long batches twice",
-        MOMENT,
-        "return first + _cross_sum(x[..., half:, :], y[..., half:, :], bias, xp=xp)",
-        "return first + first",
+        "_blocks(y, size, xp=xp)",
+        "_blocks(xp.flip(y, axis=-2), size, xp=xp)",
         TESTS + "test_moments_of_many_alike_rows_keep_their_digits[numpy]",
     ),
     Mutant(
