@@ -1,0 +1,94 @@
+"""What does a step cost, in steps of SGD? Each optimizer of ngd_torch on four networks.
+
+One process a contender, all of them alive, blocks of steps in turn; CPU time of one thread. The
+ratio of two blocks of one round is taken, then medians and quartiles over rounds. Writes
+docs/benchmarks/torch-step.json and the table made of it. A quarter of an hour on a quiet machine.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch_contender import MODELS, OPTIMIZERS, serve
+
+OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
+ROUNDS, BLOCK = int(os.environ.get("NGD_ROUNDS", 5)), int(os.environ.get("NGD_BLOCK", 100))
+FIRST = next(iter(OPTIMIZERS))
+
+
+def measured(model):
+    """Facts, blocks and memory of every contender on one network."""
+    context = multiprocessing.get_context("spawn")
+    pipes, found = {}, {}
+    for name in OPTIMIZERS:
+        pipes[name], far = context.Pipe()
+        context.Process(target=serve, args=(far, model, name), daemon=True).start()
+        found[name] = {"facts": pipes[name].recv(), "blocks": []}
+    for _ in range(ROUNDS):
+        for name, pipe in pipes.items():
+            pipe.send(BLOCK)
+            found[name]["blocks"].append(pipe.recv())
+    for name, pipe in pipes.items():
+        pipe.send(None)
+        found[name].update(pipe.recv())
+    return found
+
+
+def summary(found):
+    """Ratios to SGD of the same round."""
+    base = np.asarray([block["cpu"] for block in found[FIRST]["blocks"]])
+    usual = np.median([block["walls"] for block in found[FIRST]["blocks"]])
+    rows = {}
+    for name, one in found.items():
+        ratios = np.asarray([block["cpu"] for block in one["blocks"]]) / base
+        walls = np.concatenate([block["walls"] for block in one["blocks"]])
+        rows[name] = {
+            "ratio": [float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75])],
+            "milliseconds": 1e3 * float(np.median(ratios) * np.median(base)),
+            "slow_step": float(np.quantile(walls, 0.99) / usual),
+            "memory": one["memory"] / found[FIRST]["memory"],
+            "loss": one["blocks"][-1]["loss"],
+            **one["facts"],
+        }
+    return rows
+
+
+def table(results):
+    """Markdown of the ratios, a column a network."""
+    models = list(results)
+    lines = ["| | " + " | ".join(models) + " |", "| --- " * (len(models) + 1) + "|"]
+    for name in OPTIMIZERS:
+        cells = []
+        for model in models:
+            row = results[model][name]
+            low, middle, high = row["ratio"]
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_steps():
+    chosen = os.environ.get("NGD_MODELS")
+    models = [name for name in MODELS if chosen is None or name in chosen.split(",")]
+    results = {model: summary(measured(model)) for model in models}
+    about = {
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
+        "rounds": ROUNDS,
+        "block": BLOCK,
+    }
+    OUT.mkdir(exist_ok=True)
+    text = json.dumps({"about": about, "results": results}, indent=1)
+    (OUT / "torch-step.json").write_text(text + "\n")
+    (OUT / "torch-step.md").write_text(table(results))
+    Console().print(table(results))
+    for model, rows in results.items():
+        for name, row in rows.items():
+            if not np.isfinite(row["loss"]):
+                pytest.fail(f"{name} on the {model}: the loss is {row['loss']}")

@@ -1,0 +1,166 @@
+"""One optimizer on one network, in a process of its own, for `bench_torch_step`."""
+
+import resource
+import time
+from itertools import pairwise
+from math import prod
+
+import ngd_torch
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["MODELS", "OPTIMIZERS", "serve"]
+
+
+class Residual(nn.Module):
+    """Basic block of a residual net with group norms."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(8, outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.GroupNorm(8, outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.beside = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x):
+        return functional.relu(self.inner(x) + self.beside(x))
+
+
+def resnet(width=16):
+    layers = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU()]
+    before = width
+    for k in range(4):
+        layers += [Residual(before, width << k, 1 + (k > 0)), Residual(width << k, width << k, 1)]
+        before = width << k
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+
+
+class Transformer(nn.Module):
+    """Two causal blocks over characters."""
+
+    def __init__(self, size=64, features=128, length=32):
+        super().__init__()
+        self.tokens = nn.Embedding(size, features)
+        self.place = nn.Embedding(length, features)
+        block = nn.TransformerEncoderLayer(
+            features, 4, 4 * features, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(features, size)
+
+    def forward(self, x):
+        h = self.tokens(x) + self.place(torch.arange(x.shape[1]))
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.head(self.blocks(h, mask, is_causal=True))
+
+
+def mlp():
+    sizes = (784, 512, 512, 10)
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+def cnn():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    )
+
+
+MODELS = {
+    "MLP": (mlp, (256, 784), (256,), 10),
+    "CNN": (cnn, (128, 1, 28, 28), (128,), 10),
+    "ResNet-18, width 16": (resnet, (64, 3, 32, 32), (64,), 10),
+    "transformer": (Transformer, (32, 32), (32, 32), 64),
+}
+"""Network, shape of a batch, shape of its labels, classes."""
+
+OFTEN = {"factor_every": 10, "inverse_every": 100}
+EMPIRICAL = {**OFTEN, "fisher": "empirical"}
+EVERY = {"factor_every": 1, "inverse_every": 1}
+TOKENS = {"examples": "positions", "class_axis": -1}
+OPTIMIZERS = {
+    "SGD + momentum": lambda m, **_: torch.optim.SGD(m.parameters(), 0.01, momentum=0.9),
+    "AdamW": lambda m, **_: torch.optim.AdamW(m.parameters(), 1e-3),
+    "K-FAC 10/100": lambda m, **o: ngd_torch.KFAC(m, 0.01, **OFTEN, **o),
+    "K-FAC 10/100, empirical": lambda m, **o: ngd_torch.KFAC(
+        m, 0.01, fisher="empirical", **OFTEN, **o
+    ),
+    "K-FAC every step": lambda m, **o: ngd_torch.KFAC(m, 0.01, **EVERY, **o),
+    "EKFAC 10/100": lambda m, **o: ngd_torch.EKFAC(m, 0.01, **OFTEN, **o),
+    "Projective 10/100": lambda m, **o: ngd_torch.ProjectiveKFAC(m, 0.01, **OFTEN, **o),
+    "SNGD 10/100": lambda m, **o: ngd_torch.SNGD(m, 0.01, **OFTEN, **o),
+    "FNGD, later epochs": lambda m, **_: ngd_torch.FNGD(m, 0.01, batch_size=m.examples),
+    "SOFIM": lambda m, **_: ngd_torch.SOFIM(m, 0.01, rho=1.0),
+}
+
+
+def _batch(model):
+    make, shape, labels, classes = MODELS[model]
+    if model == "transformer":
+        return make, torch.randint(0, classes, shape), torch.randint(0, classes, labels)
+    return make, torch.randn(shape), torch.randint(0, classes, labels)
+
+
+def _loss(network, x, y):
+    return functional.cross_entropy(network(x).flatten(0, -2), y.flatten())
+
+
+def _resident():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(pipe, model, name):
+    """Answer each number of steps with their cost; None ends the process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    make, x, y = _batch(model)
+    network = make()
+    network.examples = len(y)
+    before = _resident()
+    options = TOKENS if model == "transformer" else {}
+    optimizer = OPTIMIZERS[name](network, **options)
+
+    def step():
+        optimizer.zero_grad()
+        loss = _loss(network, x, y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    pipe.send(_facts(network, optimizer, x, y))
+    if isinstance(optimizer, ngd_torch.FNGD):  # two batches make the epoch that finds coefficients
+        step()
+        step()
+        optimizer.epoch_end()
+    step()
+    while (count := pipe.recv()) is not None:
+        walls, cpu = [], time.process_time()
+        for _ in range(count):
+            start = time.perf_counter()
+            loss = step()
+            walls.append(time.perf_counter() - start)
+        cpu = time.process_time() - cpu
+        pipe.send({"cpu": cpu / count, "walls": walls, "loss": loss.item()})
+    pipe.send({"memory": _resident() - before})
+
+
+def _facts(network, optimizer, x, y):
+    """Multiply-adds that PyTorch counts in a forward and backward pass, and what a step adds."""
+    with FlopCounterMode(display=False) as counter:
+        _loss(network, x, y).backward()
+    network.zero_grad()
+    own = counter.get_total_flops() / 2
+    facts = {"own": own, "parameters": sum(prod(p.shape) for p in network.parameters())}
+    if hasattr(optimizer, "report"):
+        facts["bytes"] = optimizer.report().bytes
+    return facts
