@@ -77,5 +77,12 @@ def load_curvature(
     curvature = optimizer.curvature
     found = state.load(path, method=curvature.method)
     tree = state.unflatten(curvature.state, found.arrays, names=names)
-    counts = {name: int(found.notes.get(name, 0)) for name in COUNTS}
+    missing = [name for name in ("steps", "epochs") if name not in found.notes]
+    if missing:
+        msg = (
+            f"The file {os.fspath(path)!r} has no note {missing[0]!r}, its place in the "
+            "schedule; save it with steps= and epochs=, as strings."
+        )
+        raise ValueError(msg)
+    counts = {name: int(found.notes.get(name, "0")) for name in COUNTS}
     curvature.load_state_dict({**curvature.state_dict(), **counts, "arrays": state.flatten(tree)})

@@ -115,7 +115,7 @@ class Numpy:
         found = state.load(path, method=optimizer.method)
         optimizer.curvature = state.unflatten(optimizer.curvature, found.arrays, names=names)
         optimizer.steps = int(found.notes["steps"])
-        optimizer.epochs = int(found.notes.get("epochs", optimizer.steps // EPOCH))
+        optimizer.epochs = int(found.notes["epochs"])
 
 
 def loss_fn(p, x, y):
@@ -187,7 +187,8 @@ class Jax:
     def save(self, path):
         arrays = state.flatten(optax.tree.get(self.memory, "curvature"))
         steps = int(self.memory[0].count)
-        state.save(path, arrays, method=self.method(), steps=str(steps))
+        counts = {"steps": str(steps), "epochs": str(steps // EPOCH)}
+        state.save(path, arrays, method=self.method(), **counts)
 
     def load(self, path, names):
         found = state.load(path, method=self.method())
@@ -237,3 +238,27 @@ def test_training_goes_on_in_every_other_framework(tmp_path, source, kind):
     for k in range(BEFORE, BEFORE + AFTER):
         alone.step(k)
     assert not np.allclose(alone.blocks()[1], end[1], rtol=1e-6)
+
+
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
+    """Another method, names that are not given, no place in the schedule, a damaged file."""
+    path, kfac = tmp_path / "file", Torch("kfac", start())
+    kfac.step(0)
+    kfac.save(path)
+    before = kfac.optimizer.state_dict()["curvature"]
+    with pytest.raises(ValueError, match="is of KFAC, expected EKFAC"):
+        Torch("ekfac", start()).load(path, {})
+    with pytest.raises(ValueError, match=r"'layers/0/.*has no place for"):
+        Numpy("kfac", start()).load(path, {})
+    found = state.load(path)
+    arrays = {name: 2.0 * x for name, x in found.arrays.items()}
+    state.save(path, arrays, method=kfac.optimizer.curvature.method, steps="7")
+    with pytest.raises(ValueError, match="has no note 'epochs'"):
+        kfac.load(path, {})
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="is damaged"):
+        kfac.load(path, {})
+    after = kfac.optimizer.state_dict()["curvature"]
+    assert after["steps"] == before["steps"] == 1
+    for name, x in before["arrays"].items():
+        assert torch.equal(after["arrays"][name], x)

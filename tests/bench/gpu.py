@@ -42,6 +42,8 @@ NO_GPU = (
     "No NVIDIA GPU that {} can use was found; install a build for CUDA, or rehearse with "
     "--device cpu."
 )
+# JAX shares the device with the others, and multiplies float32 as such, as they do: no TF32
+JAX = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "float32"}
 RATE = 1e-3
 ADAPTERS = {"torch": "ngd_torch", "jax": "ngd_jax", "cupy": "ngd_cupy"}
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda13x", "cupy-cuda12x")
@@ -367,7 +369,7 @@ def failed(x: Any) -> bool:
     return isinstance(x, dict) and "error" in x
 
 
-def steps_of(framework: Framework, sizes: Sizes) -> dict[str, Any]:
+def steps_of(framework: Framework, methods: list[str], sizes: Sizes) -> dict[str, Any]:
     """Milliseconds a step of each contender, and the ratio to SGD, round by round."""
 
     def repeat(one: Callable[[], Any]) -> Any:
@@ -383,7 +385,10 @@ def steps_of(framework: Framework, sizes: Sizes) -> dict[str, Any]:
         framework.elapsed(lambda: repeat(one))
         return one
 
-    ready = {name: tried(lambda b=b: warm(b)) for name, b in framework.contenders.items()}
+    ready = {
+        name: tried(lambda name=name: warm(framework.contenders[name]))
+        for name in ("sgd", "adam", *methods)
+    }
     found = {name: one for name, one in ready.items() if failed(one)}
     times: dict[str, list[float]] = {name: [] for name in ready if name not in found}
     for _ in range(sizes.rounds):
@@ -430,7 +435,7 @@ def inverses_of(framework: Framework, sizes: Sizes) -> dict[str, Any]:
     return found
 
 
-def laws(gpu: bool, path: str) -> dict[str, Any]:
+def laws(path: str, environment: dict[str, str]) -> dict[str, Any]:
     """Outcomes of the tests with the marker gpu, by array library, and what failed."""
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
@@ -438,7 +443,7 @@ def laws(gpu: bool, path: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, path],
             cwd=ROOT,
-            env={**os.environ, **({"NGD_GPU": "1"} if gpu else {})},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -475,7 +480,9 @@ def machine(gpu: bool) -> dict[str, Any]:
         asked = "name,driver_version,memory.total,clocks.current.sm,clocks.max.sm"
         line = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv"]
         device = tried(lambda: subprocess.check_output(line, text=True).strip())
-    return {"device": device, "python": platform.python_version(), "packages": versions}
+    settings = {name: os.environ.get(name) for name in JAX}
+    python = platform.python_version()
+    return {"device": device, "python": python, "packages": versions, "environment": settings}
 
 
 def opened(names: list[str], gpu: bool) -> tuple[dict[str, Framework], dict[str, str]]:
@@ -491,23 +498,29 @@ def opened(names: list[str], gpu: bool) -> tuple[dict[str, Framework], dict[str,
     return found, absent
 
 
-def report(sizes: Sizes, names: list[str], gpu: bool, tests: str | None) -> dict[str, Any]:
+def report(
+    sizes: Sizes, names: list[str], methods: list[str], gpu: bool, tests: str | None
+) -> dict[str, Any]:
     """All that goes into the file."""
     frameworks, absent = opened(names, gpu)
     if not frameworks:
-        raise SystemExit(NO_GPU.format(", ".join(names)))
+        raise SystemExit(NO_GPU.format(" or ".join(names)))
     found: dict[str, Any] = {
         "rehearsal": not gpu,
         **machine(gpu),
         "absent": absent,
         "sizes": sizes._asdict(),
-        "laws": "not run" if tests is None else laws(gpu, tests),
+        "laws": "not run",
         "frameworks": {},
     }
+    if tests is not None:
+        # where JAX is built for the CPU alone, asking it for CUDA would end the collection of tests
+        seen = {"JAX_PLATFORMS": "cuda,cpu" if gpu and "jax" in frameworks else "cpu"}
+        found["laws"] = tried(lambda: laws(tests, {**seen, "NGD_GPU": "1" if gpu else ""}))
     for name, framework in frameworks.items():
         found["frameworks"][name] = {
             "clock": framework.clock,
-            "steps": tried(lambda f=framework: steps_of(f, sizes)),
+            "steps": tried(lambda f=framework: steps_of(f, methods, sizes)),
             "inverses": tried(lambda f=framework: inverses_of(f, sizes)),
         }
     return found
@@ -526,12 +539,15 @@ def main() -> int:
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--frameworks", default=",".join(FRAMEWORKS))
+    parser.add_argument("--methods", default=",".join(METHODS), help="beside sgd and adam")
     parser.add_argument("--tests", default="tests", help="what pytest runs; '' for nothing")
     given = parser.parse_args()
     gpu = given.device == "gpu"
-    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")
+    for name, value in {**JAX, "JAX_PLATFORMS": "cuda,cpu" if gpu else "cpu"}.items():
+        os.environ.setdefault(name, value)
     sizes = Sizes() if gpu else TINY
-    found = report(sizes, given.frameworks.split(","), gpu, given.tests or None)
+    names, methods = (each.split(",") for each in (given.frameworks, given.methods))
+    found = report(sizes, names, methods, gpu, given.tests or None)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     wrong = errors(found)
     print(f"{given.out}: {len(wrong)} failures", *wrong, sep="\n")
