@@ -73,6 +73,13 @@ MUTANTS = (
         TEST + "test_fit_sees_every_example_once_an_epoch_and_evaluates",
     ),
     Mutant(
+        "slice beyond the end",
+        FIT,
+        "stop = min(start + CHUNK, x.shape[0])",
+        "stop = start + CHUNK",
+        TEST + "test_every_library_trains_evaluates_and_resumes_as_numpy_does[kfac-strict:device1]",
+    ),
+    Mutant(
         "loss of the last chunk alone",
         FIT,
         "loss = part if loss is None else loss + part",
