@@ -166,6 +166,7 @@ def changed(**entries):
         (lambda _: "[" * 100_000, ["is damaged"]),
         (lambda _: "7", ["is damaged"]),
     ],
+    ids=("foreign", "two", "ten", "word", "digest", "method", "options", "nested", "number"),
 )
 def test_files_of_others_and_of_later_versions(tmp_path, change, parts):
     path, data = written(tmp_path)

@@ -85,7 +85,7 @@ MUTANTS = (
         FILES,
         "        later = version > VERSION\n",
         "        later = version > VERSION + 1\n",
-        FILE_TEST + "test_files_of_others_and_of_later_versions[change1-parts1]",
+        FILE_TEST + "test_files_of_others_and_of_later_versions[two]",
     ),
     Mutant(
         "options of a method not looked at",
