@@ -23,6 +23,7 @@ __all__ = [
     "full",
     "index_dtype",
     "is_array",
+    "is_other",
     "namespace_of",
     "on_host",
     "ones",
@@ -83,6 +84,17 @@ def copied(value: object, *, like: Array, xp: Namespace) -> Array:
     """Copy values to the dtype and device of `like`."""
     value = xp.asarray(value, device=_device(like), copy=True)
     return astype(value, like.dtype, xp=xp)
+
+
+def is_other(x: object) -> bool:
+    """Tell whether `x` is of a library that is known by the standard alone, devices included."""
+    known = (
+        array_api_compat.is_numpy_array(x)
+        or array_api_compat.is_torch_array(x)
+        or array_api_compat.is_jax_array(x)
+        or array_api_compat.is_cupy_array(x)
+    )
+    return hasattr(x, "__array_namespace__") and not known
 
 
 def on_host(x: Array) -> Array:

@@ -78,6 +78,10 @@ class Backend:
             return self.xp.asarray(x, device=device)
         if self.library == "torch":
             return self.xp.asarray(x, device="cuda" if self.variant == "cuda" else "cpu")
+        if self.variant == "cuda":
+            import jax
+
+            return jax.device_put(x, jax.devices("cuda")[0])
         return self.xp.asarray(x)
 
     def tree(self, tree: Any, dtype: str | None = None) -> Any:
@@ -129,6 +133,10 @@ def cuda(module: str) -> bool:
             import cupy
 
             return bool(cupy.cuda.runtime.getDeviceCount())
+        if module == "jax":
+            import jax
+
+            return bool(jax.devices("cuda"))
         import torch
 
         return bool(torch.cuda.is_available())
@@ -152,7 +160,11 @@ BACKENDS = [
     Backend("jax", 0.15),
     Backend("jax:jit", 0.08),
 ]
-GPU_BACKENDS = [_gpu(Backend("cupy"), "cupy"), _gpu(Backend("torch:cuda", 0.5), "torch")]
+GPU_BACKENDS = [
+    _gpu(Backend("cupy"), "cupy"),
+    _gpu(Backend("torch:cuda", 0.5), "torch"),
+    _gpu(Backend("jax:cuda", 0.15), "jax"),
+]
 
 over_backends = pytest.mark.parametrize(
     "backend", [*(pytest.param(b, id=str(b)) for b in BACKENDS), *GPU_BACKENDS]

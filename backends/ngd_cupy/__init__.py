@@ -2,6 +2,7 @@
 
 from ngd_cupy._fit import Epoch, evaluate, fit
 from ngd_cupy._methods import EKFAC, FNGD, KFAC, SNGD, SOFIM, ProjectiveKFAC
+from ngd_cupy._ops import NATIVE, cholesky_ops
 from ngd_cupy._optimizers import NaturalGradient
 
 __all__ = [
@@ -9,10 +10,12 @@ __all__ = [
     "Epoch",
     "FNGD",
     "KFAC",
+    "NATIVE",
     "NaturalGradient",
     "ProjectiveKFAC",
     "SNGD",
     "SOFIM",
+    "cholesky_ops",
     "evaluate",
     "fit",
 ]

@@ -177,7 +177,8 @@ def evaluate(optimizer: NaturalGradient, x: Array, y: Array) -> tuple[float, flo
     xp, likelihood = namespace_of(x), optimizer.likelihood
     loss = right = None
     for start in range(0, x.shape[0], CHUNK):
-        inputs, targets = x[start : start + CHUNK, ...], y[start : start + CHUNK, ...]
+        stop = min(start + CHUNK, x.shape[0])  # the standard knows no slice beyond the end
+        inputs, targets = x[start:stop, ...], y[start:stop, ...]
         outputs = nn.predict(optimizer.model, optimizer.params, inputs)
         part = xp.sum(likelihood.value(outputs, targets))
         loss = part if loss is None else loss + part

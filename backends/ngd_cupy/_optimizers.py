@@ -219,9 +219,8 @@ class NaturalGradient:
         path : path
             File; one that is there is replaced.
         """
-        method = type(self.method).__name__
-        counts = {"steps": str(self.steps), "epochs": str(self.epochs), "method": method}
-        state.save(path, state.flatten(self._all()), **counts)
+        counts = {"steps": str(self.steps), "epochs": str(self.epochs)}
+        state.save(path, state.flatten(self._all()), method=self.method, **counts)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file of `save`, bit by bit as if there had been no break.
@@ -229,22 +228,21 @@ class NaturalGradient:
         Parameters
         ----------
         path : path
-            File of the same method on the same model.
+            File of the same method with the same options on the same model.
 
         Raises
         ------
+        OSError
+            If it cannot be read.
         ValueError
-            If it does not fit; nothing has changed then.
+            If it is damaged or does not fit; nothing has changed then.
         """
-        arrays, notes = state.load(path)
-        method = type(self.method).__name__
-        if notes.get("method") != method:
-            msg = f"The file {os.fspath(path)!r} is of {notes.get('method')}, expected {method}."
-            raise ValueError(msg)
-        found = state.unflatten(self._all(), arrays)
+        stored = state.load(path, method=self.method)
+        found = state.unflatten(self._all(), stored.arrays)
+        counts = [int(stored.notes.get(name, 0)) for name in ("steps", "epochs")]
         self.params, self.velocity = found["params"], found["velocity"]
         self.curvature = found["curvature"]
-        self.steps, self.epochs = int(notes["steps"]), int(notes["epochs"])
+        self.steps, self.epochs = counts
 
     def _all(self) -> dict[str, Any]:
         return {"params": self.params, "velocity": self.velocity, "curvature": self.curvature}

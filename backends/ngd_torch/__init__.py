@@ -1,5 +1,6 @@
 """Natural-gradient optimizers for PyTorch models."""
 
+from ngd_torch._files import load_curvature, save_curvature
 from ngd_torch._layers import LayerRule
 from ngd_torch._ops import NATIVE
 from ngd_torch._optimizers import (
@@ -33,6 +34,8 @@ __all__ = [
     "attach",
     "fold",
     "left_out",
+    "load_curvature",
     "reconstruct",
     "refresh",
+    "save_curvature",
 ]

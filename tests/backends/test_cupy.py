@@ -25,6 +25,9 @@ from ngd_core.testing import assert_close
 N = 6
 NAMES = ("kfac", "ekfac", "sngd", "fngd", "sofim", "projective")
 EAGER = [b for b in BACKENDS if b.library != "jax" and b.variant != "compile"]
+over_eager = pytest.mark.parametrize(
+    "backend", [*(pytest.param(b, id=str(b)) for b in EAGER), GPU_BACKENDS[0]]
+)
 
 
 def network():
@@ -64,7 +67,7 @@ def made(name, model, params, maker=None, **options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", [*(pytest.param(b, id=str(b)) for b in EAGER), GPU_BACKENDS[0]])
+@over_eager
 def test_every_library_takes_the_steps_of_numpy(backend, name):
     """Six steps, an epoch's end after the third; results stay where the parameters are."""
     model = network()
@@ -216,6 +219,29 @@ def test_a_run_broken_off_goes_on_as_if_it_had_not(tmp_path, name):
     for block, p in whole.params.items():
         assert np.array_equal(p, rest.params[block])
     assert rest.steps == whole.steps == 12
+
+
+@over_eager
+@pytest.mark.parametrize("name", NAMES)
+def test_every_library_trains_evaluates_and_resumes_as_numpy_does(tmp_path, backend, name):
+    """`fit` as a whole: order, labels, evaluation, a checkpoint, and what goes on from it."""
+    # batches of enough examples for factors of full rank: elsewhere eigenvectors are anyone's
+    model, (x, y), size = network(), data(n=8 * N), N if name == "fngd" else 4 * N
+
+    def fitted(library, epochs, **options):
+        optimizer = made(name, model, library.tree(blocks(model)))
+        examples = library.array(x), library.array(y)
+        options |= {"batch_size": size, "validation": examples, "progress": False}
+        return optimizer, fit(optimizer, examples, epochs=epochs, **options)
+
+    _, want = fitted(EAGER[0], 2)
+    fitted(backend, 1, checkpoint=tmp_path / "run")
+    again, got = fitted(backend, 2, checkpoint=tmp_path / "run", resume=True)
+    dtype = "float64" if is_double(again.params["out"]) else "float32"
+    for mine, theirs in zip(got, want[1:], strict=True):
+        assert_close(mine[1:3], theirs[1:3], dtype=dtype, size=100, kappa=1e4)
+        assert_close(mine.accuracy, theirs.accuracy, dtype="float32")
+    assert backend.numpy(again.params["out"]).shape == (3, 5)
 
 
 def test_fit_sees_every_example_once_an_epoch_and_evaluates(capsys):

@@ -4,7 +4,9 @@ from mutants.mutant import Mutant
 
 FIT = "backends/ngd_cupy/_fit.py"
 OPTIMIZERS = "backends/ngd_cupy/_optimizers.py"
+OPS = "backends/ngd_cupy/_ops.py"
 TEST = "tests/backends/test_cupy.py::"
+OPS_TEST = "tests/backends/test_cupy_ops.py::"
 
 MUTANTS = (
     Mutant(
@@ -71,6 +73,13 @@ MUTANTS = (
         TEST + "test_fit_sees_every_example_once_an_epoch_and_evaluates",
     ),
     Mutant(
+        "slice beyond the end",
+        FIT,
+        "stop = min(start + CHUNK, x.shape[0])",
+        "stop = start + CHUNK",
+        TEST + "test_every_library_trains_evaluates_and_resumes_as_numpy_does[kfac-strict:device1]",
+    ),
+    Mutant(
         "loss of the last chunk alone",
         FIT,
         "loss = part if loss is None else loss + part",
@@ -83,5 +92,28 @@ MUTANTS = (
         "for epoch in range(optimizer.epochs, epochs):",
         "for epoch in range(epochs):",
         TEST + "test_a_run_broken_off_goes_on_as_if_it_had_not[kfac]",
+    ),
+    Mutant(
+        "pivots of a factor not looked at, nor its product",
+        OPS,
+        "return xp.all(pivots > 0, axis=-1) & xp.all(residual <= bound, axis=(-2, -1))",
+        "return xp.all(xp.isfinite(pivots), axis=-1)",
+        OPS_TEST
+        + "test_a_matrix_that_is_not_positive_definite_comes_back_non_finite[last-5-float64-silent]",
+    ),
+    Mutant(
+        "a factor known by its pivots alone",
+        OPS,
+        "xp.all(pivots > 0, axis=-1) & xp.all(residual <= bound, axis=(-2, -1))",
+        "xp.all(pivots > 0, axis=-1)",
+        OPS_TEST
+        + "test_a_matrix_that_is_not_positive_definite_comes_back_non_finite[last-5-float64-garbage]",
+    ),
+    Mutant(
+        "rounding of a factor without its size",
+        OPS,
+        "* sizes * (sizes.mT @ probe)",
+        "",
+        OPS_TEST + "test_the_inverse_is_that_of_the_pure_twin[130-10000.0-float32-silent]",
     ),
 )
