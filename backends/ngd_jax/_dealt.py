@@ -43,7 +43,7 @@ def refreshed(method: Method, state: Any, hyper: Hyper, mesh: Mesh | None) -> An
 
     def some(mine: Sequence[int], layers: Sequence[Any]) -> list[Any]:
         """Layers of which those that are mine are new."""
-        part = state._replace(layers={specs[k]: layers[k] for k in mine})
+        part = type(state)({specs[k]: layers[k] for k in mine})
         new = method.refresh(part, hyper)[0].layers if mine else {}
         return [new.get(spec, layer) for spec, layer in zip(specs, layers, strict=True)]
 
@@ -62,12 +62,12 @@ def refreshed(method: Method, state: Any, hyper: Hyper, mesh: Mesh | None) -> An
         sums = iter(_summed(lax.switch(lax.axis_index(names), devices, layers), names))
         leaves, tree = jax.tree.flatten(layers)
         whole = [next(sums) if is_made else x for x, is_made in zip(leaves, made, strict=True)]
-        return jax.tree.unflatten(tree, whole)
+        return jax.tree.unflatten(tree, whole)  # type: ignore[no-any-return]
 
     everywhere = PartitionSpec()
     mapped = jax.shard_map(on_each, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
     layers = mapped([state.layers[spec] for spec in specs])
-    return state._replace(layers=dict(zip(specs, layers, strict=True)))
+    return type(state)(dict(zip(specs, layers, strict=True)))
 
 
 def _made(refresh: Callable[[list[Any]], list[Any]], layers: list[Any]) -> list[bool]:

@@ -332,8 +332,8 @@ class _Walk:
         shards = _shards.parts(eqn, names)
         inner = [value._replace(output=None, biased=None, uses=frozenset()) for value in inputs]
         self.examples //= shards
-        jaxprs = (opened(nested(e)) for e in (eqn, twin))
-        results = self.run(*jaxprs, inner, path, lead)
+        jaxpr, doubled = (opened(nested(e)) for e in (eqn, twin))
+        results = self.run(jaxpr, doubled, inner, path, lead)
         self.examples = self.found.examples
         for sites in (self.found.sites, self.found.factors):
             for p in [p for p in sites if p[: len(path)] == path]:
@@ -344,7 +344,7 @@ class _Walk:
         ]
 
     def joined(self, var: Any, output: Output | None, lead: tuple[Any, ...]) -> Output | None:
-        """Result of a site when its shards are put together; None if that is another array."""
+        """Follow the result of a site out of its shards; None if those make another array."""
         if output is None:
             return None
         sizes = self.found.sites[output.path].shape[len(lead) :]

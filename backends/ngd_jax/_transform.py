@@ -136,7 +136,7 @@ def precondition(
         state = method.init([layer.spec for layer in chosen], jnp.asarray(like))
         codes = {layer.spec.name: jnp.zeros((), jnp.int32) for layer in chosen}
         named = jax.tree.map(lambda x: jnp.array(x, copy=True), _named(state))
-        return placed(PreconditionState(jnp.zeros((), jnp.int32), named, codes), like)
+        return PreconditionState(*placed((jnp.zeros((), jnp.int32), named, codes), like))
 
     def update(
         updates: Any,

@@ -307,6 +307,33 @@ def test_a_layer_in_shards_is_a_layer(tagged):
     same_records(outside, plain, p, batch)
 
 
+@pytest.mark.parametrize("layers_around", [False, True])
+def test_records_of_shards_are_of_the_whole_batch(layers_around):
+    """Shapes on a mesh of two by tracing alone; loops over layers in the body or around it."""
+    mesh = jax.sharding.AbstractMesh((2,), ("d",))
+    p, x = {"w": normal(3, 4, 4)}, normal(2 * N, 4)
+
+    def product(h, w):
+        return jnp.tanh(h @ w)
+
+    def layers(x, w, f=product):
+        return jax.lax.scan(lambda h, w: (f(h, w), None), x, w)[0]
+
+    shards = {"mesh": mesh, "in_specs": (ROWS, WHOLE), "out_specs": ROWS}
+
+    def split(p, x):
+        if layers_around:
+            return jnp.mean(layers(x, p["w"], jax.shard_map(product, **shards)))
+        return jnp.mean(jax.shard_map(layers, **shards)(x, p["w"]))
+
+    def plain(p, x):
+        return jnp.mean(layers(x, p["w"]))
+
+    got, want = (jax.eval_shape(ngd_jax.value_and_grad(f), p, x) for f in (split, plain))
+    assert len(want[2]) == 3
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+
+
 def inner_shards(x, w):
     rows = jax.sharding.PartitionSpec("m")
     return jax.shard_map(jnp.matmul, in_specs=(rows, WHOLE), out_specs=rows, axis_names={"m"})(x, w)

@@ -9,8 +9,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from backends import jax_processes as job
 
+from backends import jax_processes as job
 from ngd_core.testing import assert_close
 
 LATE = 240.0
