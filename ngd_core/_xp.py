@@ -45,7 +45,9 @@ def is_array(x: object) -> bool:
 
 
 def _device(like: Array) -> object:
-    return getattr(like, "device", None)
+    """Device of an array; None for one that is spread over several."""
+    device = getattr(like, "device", None)
+    return None if hasattr(device, "device_set") else device
 
 
 def zeros(shape: tuple[int, ...], *, like: Array, dtype: DType = None, xp: Namespace) -> Array:

@@ -9,6 +9,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from ngd_jax import _shards
 from ngd_jax._graph import nested, opened, tagged
 from ngd_jax._sites import Path, Site
 
@@ -102,6 +103,8 @@ def _call(
     if name in ("remat", "remat2", "checkpoint"):
         kept = jax.checkpoint(once, prevent_cse=p["prevent_cse"], policy=p["policy"])
         return kept(inputs, below)  # type: ignore[no-any-return]
+    if name == "shard_map":
+        return _shards.called(eqn, once, inputs, sites, below)  # type: ignore[no-any-return]
     if name != "scan":
         return once(inputs, below)
     first, last = p["num_consts"], p["num_consts"] + p["num_carry"]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
 
-from ngd_jax._sites import SITES, Path, Site
+from ngd_jax import _shards
+from ngd_jax._sites import SITES, Path, Refused, Site
 from ngd_jax._tag import MARK
 from ngd_jax._views import Layout, View
 
@@ -100,7 +101,7 @@ def nested(eqn: Any) -> Any:
     """
     if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "scan"):
         return eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
-    if eqn.primitive.name == "checkpoint":
+    if eqn.primitive.name in ("checkpoint", "shard_map"):
         return eqn.params["jaxpr"]
     return None
 
@@ -120,6 +121,7 @@ class _Walk:
 
     def __init__(self, found: Found) -> None:
         self.found = found
+        self.examples = found.examples
 
     def run(
         self,
@@ -164,6 +166,8 @@ class _Walk:
             if inner is None or not data:
                 return [Value(data=bool(data), uses=uses)] * len(eqn.outvars)
             return [Value(data=True)] * len(eqn.outvars)
+        if name == "shard_map":
+            return self.shards(eqn, twin, inputs, path, lead)
         if name == "scan":
             return self.scan(eqn, twin, inputs, path, lead)
         if tagged(eqn):
@@ -178,11 +182,11 @@ class _Walk:
             views = [k for k, value in enumerate(inputs[:2]) if value.view is not None]
             view = inputs[views[0]].view if len(views) == 1 else None
             if view is not None and inputs[1 - views[0]].data:
-                site = SITES[name](eqn, twin, view, views[0], lead, self.found.examples)
+                site = SITES[name](eqn, twin, view, views[0], lead, self.examples)
                 if isinstance(site, Site):
                     self.found.sites[path] = site
                     axes = tuple(range(len(eqn.outvars[0].aval.shape)))
-                    return [Value(data=True, output=Output(path, axes))]
+                    return [Value(data=True, output=Output(path, axes), uses=frozenset({path}))]
                 return self.other(eqn, inputs, site.why, path, lead)
         if name == "mul":
             rescaled = self.rescaled(eqn, inputs, path)
@@ -191,7 +195,7 @@ class _Walk:
         if name in ("add", "add_any"):
             joined = self.bias(eqn, inputs, lead)
             if joined is not None:
-                return [Value(data=True, biased=joined)]
+                return [Value(data=True, biased=joined, uses=frozenset({joined.path}))]
             if not any(value.leaves for value in inputs):
                 return [Value(data=True, output=_summand(eqn, inputs))]
         return self.other(eqn, inputs, name, path, lead)
@@ -216,6 +220,9 @@ class _Walk:
         for leaf in (layout.leaf for layout in layouts if layout is not None):
             for use in inputs[0].uses:
                 self.found.uses.get(leaf, {}).pop(use, None)
+                if use in self.found.sites and self.found.sites[use].weight.leaf == leaf:
+                    del self.found.sites[use]
+                    self.found.biases.pop(use, None)
         return [Value(data=True), Value(data=True)]
 
     def other(
@@ -311,6 +318,38 @@ class _Walk:
         lengths = (p["length"], twin.params["length"])
         results = self.run(jaxpr, doubled, inner, path, (*lead, lengths))
         return [Value(leaves=value.leaves, data=value.data or data) for value in results]
+
+    def shards(
+        self, eqn: Any, twin: Any, inputs: list[Value], path: Path, lead: tuple[Any, ...]
+    ) -> list[Value]:
+        """Enter a shard_map: its body sees a shard of the examples, and whole parameters."""
+        kinds = ([v.data for v in inputs], [bool(v.leaves) for v in inputs])
+        names = _shards.divided(eqn, twin, *kinds)
+        if isinstance(names, Refused):
+            return self.other(eqn, inputs, names.why, path, lead)
+        if self.examples != self.found.examples:
+            return self.other(eqn, inputs, "shard_map, in another one", path, lead)
+        shards = _shards.parts(eqn, names)
+        inner = [value._replace(output=None, biased=None, uses=frozenset()) for value in inputs]
+        self.examples //= shards
+        jaxpr, doubled = (opened(nested(e)) for e in (eqn, twin))
+        results = self.run(jaxpr, doubled, inner, path, lead)
+        self.examples = self.found.examples
+        for sites in (self.found.sites, self.found.factors):
+            for p in [p for p in sites if p[: len(path)] == path]:
+                sites[p] = _shards.whole(sites[p], names, shards)
+        return [
+            value._replace(output=self.joined(var, value.output, lead), biased=None)
+            for var, value in zip(eqn.outvars, results, strict=True)
+        ]
+
+    def joined(self, var: Any, output: Output | None, lead: tuple[Any, ...]) -> Output | None:
+        """Follow the result of a site out of its shards; None if those make another array."""
+        if output is None:
+            return None
+        sizes = self.found.sites[output.path].shape[len(lead) :]
+        axes = zip(var.aval.shape, output.axes, strict=True)
+        return output if all(axis is None or n == sizes[axis] for n, axis in axes) else None
 
 
 def _read(jaxpr: Any) -> Iterator[Any]:

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 import ngd_core
 from ngd_core import Hyper, Method
 from ngd_jax._capture import path_name
 from ngd_jax._ops import NATIVE
+from ngd_jax._placed import placed
 from ngd_jax._report import Report
 from ngd_jax._transform import Number, Schedule, precondition
 
@@ -57,6 +59,7 @@ def kfac(
     kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
     damping_split: Literal["pi", "exact"] = "pi",
+    inverse_mesh: Mesh | None = None,
 ) -> Optimizer:
     """K-FAC for dense layers and KFC for convolutions; see `ngd_core.KFAC`.
 
@@ -66,7 +69,7 @@ def kfac(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered
+    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum : float or array
         Heavy-ball momentum of the directions.
@@ -113,6 +116,7 @@ def kfac(
         inverse_every=inverse_every,
         kl_clip=kl_clip,
         uncovered=uncovered,
+        inverse_mesh=inverse_mesh,
     )
 
 
@@ -128,6 +132,7 @@ def ekfac(
     inverse_every: int | jax.Array = 100,
     kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
+    inverse_mesh: Mesh | None = None,
 ) -> Optimizer:
     """K-FAC with the Fisher's own diagonal in its eigenbasis; see `ngd_core.EKFAC`.
 
@@ -137,7 +142,7 @@ def ekfac(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered
+    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
         As in `ngd_jax.kfac`.
@@ -164,6 +169,7 @@ def ekfac(
         inverse_every=inverse_every,
         kl_clip=kl_clip,
         uncovered=uncovered,
+        inverse_mesh=inverse_mesh,
     )
 
 
@@ -181,6 +187,7 @@ def sngd(
     uncovered: Literal["gradient", "error"] = "gradient",
     metric: Literal["linear", "relu"] = "linear",
     damping_mode: Literal["relative", "absolute", "trace"] = "relative",
+    inverse_mesh: Mesh | None = None,
 ) -> Optimizer:
     """Structured natural gradient descent, from the layers' inputs alone; see `ngd_core.SNGD`.
 
@@ -190,7 +197,7 @@ def sngd(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered
+    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
         As in `ngd_jax.kfac`.
@@ -221,6 +228,7 @@ def sngd(
         inverse_every=inverse_every,
         kl_clip=kl_clip,
         uncovered=uncovered,
+        inverse_mesh=inverse_mesh,
     )
 
 
@@ -307,6 +315,7 @@ def projective_kfac(
     uncovered: Literal["gradient", "error"] = "gradient",
     rank: float = 0.5,
     complement: bool = True,
+    inverse_mesh: Mesh | None = None,
 ) -> Optimizer:
     """K-FAC with projected factors and recursive inverses; see `ngd_core.ProjectiveKFAC`.
 
@@ -316,7 +325,7 @@ def projective_kfac(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered
+    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
         As in `ngd_jax.kfac`.
@@ -347,6 +356,7 @@ def projective_kfac(
         inverse_every=inverse_every,
         kl_clip=kl_clip,
         uncovered=uncovered,
+        inverse_mesh=inverse_mesh,
     )
 
 
@@ -414,9 +424,8 @@ def sofim(
 
     def init(params: Any) -> SofimState:
         arrays = {name: jnp.asarray(x) for name, x in _by_name(params).items()}
-        return SofimState(
-            jax.tree.map(lambda x: jnp.array(x, copy=True), method.init(arrays).tensors)
-        )
+        tensors = jax.tree.map(lambda x: jnp.array(x, copy=True), method.init(arrays).tensors)
+        return SofimState({name: placed(x, arrays[name]) for name, x in tensors.items()})
 
     def update(
         updates: Any, state: SofimState, params: Any = None, **_: Any

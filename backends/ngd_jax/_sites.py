@@ -41,6 +41,8 @@ class Site:
         Of the primitive.
     before : tuple of Path
         Products of a scale with other data of which this is one more factor.
+    split : tuple of str
+        Axes of the mesh over which a `shard_map` splits the examples.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class Site:
     dtype: Any
     params: dict[str, Any] = field(hash=False, compare=False)
     before: tuple[Path, ...] = ()
+    split: tuple[str, ...] = ()
 
 
 class Refused(NamedTuple):

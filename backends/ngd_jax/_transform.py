@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
 from ngd_core import (
     FNGD,
@@ -23,7 +24,9 @@ from ngd_core import (
     step,
 )
 from ngd_jax._capture import path_name
+from ngd_jax._dealt import refreshed
 from ngd_jax._layers import Layer
+from ngd_jax._placed import placed
 from ngd_jax._report import Report
 
 __all__ = ["PreconditionState", "precondition"]
@@ -62,6 +65,7 @@ def precondition(
     learning_rate: Number | Schedule = 1.0,
     uncovered: Literal["gradient", "error"] = "gradient",
     steps_per_epoch: int | jax.Array | None = None,
+    inverse_mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Natural-gradient directions in place of gradients, for any transformation that comes after.
 
@@ -85,6 +89,10 @@ def precondition(
         What happens to parameters in no layer that has curvature.
     steps_per_epoch : int or array, optional
         For `ngd_core.FNGD`, whose coefficients are those of its first epoch.
+    inverse_mesh : jax.sharding.Mesh, optional
+        Devices over which the layers are dealt out at a refresh: each inverts its own, by the
+        cubes of their factors' sizes, and all are sent the inverses. Without it every device
+        makes every inverse.
 
     Returns
     -------
@@ -117,6 +125,7 @@ def precondition(
     >>> updates, state = optimizer.update(grads, state, params, records=records)
     """
     _check(method, factor_every, inverse_every, kl_clip, uncovered, steps_per_epoch)
+    _check_mesh(method, inverse_mesh)
     fngd = isinstance(method, FNGD)
 
     def init(params: Any) -> PreconditionState:
@@ -127,7 +136,7 @@ def precondition(
         state = method.init([layer.spec for layer in chosen], jnp.asarray(like))
         codes = {layer.spec.name: jnp.zeros((), jnp.int32) for layer in chosen}
         named = jax.tree.map(lambda x: jnp.array(x, copy=True), _named(state))
-        return PreconditionState(jnp.zeros((), jnp.int32), named, codes)
+        return PreconditionState(*placed((jnp.zeros((), jnp.int32), named, codes), like))
 
     def update(
         updates: Any,
@@ -174,7 +183,7 @@ def precondition(
             due = count % factor_every == 0
             named = when(due, lambda c: _named(method.accumulate(c, found, hyper)), named)
         due = count % inverse_every == 0
-        named = when(due, lambda c: _named(method.refresh(c, hyper)[0]), named)
+        named = when(due, lambda c: _named(refreshed(method, c, hyper, inverse_mesh)), named)
         return _rekeyed(named, specs)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -208,6 +217,17 @@ def _check(
     if isinstance(kl_clip, (int, float)) and not kl_clip > 0:
         msg = f"kl_clip is {kl_clip}; expected a number > 0, or None."
         raise ValueError(msg)
+
+
+def _check_mesh(method: Any, mesh: Any) -> None:
+    if mesh is None:
+        return
+    if isinstance(method, FNGD):
+        msg = "FNGD keeps no inverses that could be split over devices; leave inverse_mesh out."
+        raise ValueError(msg)
+    if not isinstance(mesh, Mesh):
+        msg = f"inverse_mesh is {mesh!r}; expected a jax.sharding.Mesh, or None."
+        raise TypeError(msg)
 
 
 def _value(x: Any, count: Any) -> Any:

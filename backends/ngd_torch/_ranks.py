@@ -13,7 +13,6 @@ refresh. At a step directions are sent along the columns, each of which meets ea
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -22,6 +21,7 @@ import torch
 from torch import distributed, nn
 
 from ngd_core import EKFAC, KFAC, SNGD, Hyper, Info, LayerRecord, Method, ProjectiveKFAC, factors
+from ngd_core.methods.dealt import dealt
 from ngd_core.types import LayerSpec
 from ngd_torch._shards import is_sharded
 from ngd_torch._trees import leaves, rebuilt, stand_in
@@ -118,7 +118,7 @@ class Ranks:
             kinds = (paths for kind, paths in AVERAGED.items() if isinstance(method, kind))
             self.averaged = next(kinds, ())
         self.keepers = _keepers(keepers, method, self.group.size, self.sharded and self.averaged)
-        whose = _balanced(specs, self.group.size)
+        whose = dealt(specs, self.group.size)
         width = self.group.size if self.keepers == "each" else self.keepers
         self.makes = {spec for spec, rank in whose.items() if rank == self.group.rank}
         row = self.group.rank // width
@@ -309,23 +309,6 @@ def _keepers(asked: Keepers, method: Method, size: int, few: Any) -> int | Liter
         )
         raise ValueError(msg)
     return asked
-
-
-def _balanced(specs: Iterable[LayerSpec], size: int) -> dict[LayerSpec, int]:
-    """Rank for each layer: the dearest first, each to the rank with least to do so far."""
-    load = [(0, rank) for rank in range(size)]
-    whose = {}
-    for spec in sorted(specs, key=lambda spec: (-_cost(spec), spec.name)):
-        work, rank = heapq.heappop(load)
-        whose[spec] = rank
-        heapq.heappush(load, (work + _cost(spec), rank))
-    return whose
-
-
-def _cost(spec: LayerSpec) -> int:
-    """Of inverting a layer's factors; an embedding's input factor is diagonal."""
-    columns = spec.columns if spec.kind == "embedding" else spec.columns**3
-    return math.prod(spec.stack) * (columns + spec.rows**3)
 
 
 def _row_and_column(group: Group, width: int, device: torch.device) -> tuple[Any, Any]:

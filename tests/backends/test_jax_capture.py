@@ -251,26 +251,114 @@ def test_a_tag_is_its_array_and_nothing_else():
         ngd_jax.tag(x, jnp.matmul, x, normal(3, 2))
 
 
-def test_a_weight_inside_shard_map_follows_its_gradient_or_is_tagged():
-    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows, whole = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
-    p, batch = {"w": normal(3, 2)}, (normal(N, 3), normal(N, 2))
-
-    def loss(p, x, y):
-        product = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
-        return square(product(x, p["w"]), y)
-
-    def marked(p, x, y):
-        product = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
-        return square(ngd_jax.tag(product(x, p["w"]), jnp.matmul, x, p["w"]), y)
+def test_a_tagged_product_that_is_seen_counts_once():
+    p, batch = {"w": normal(3, 2), "b": normal(2)}, (normal(N, 3), normal(N, 2))
 
     def plain(p, x, y):
-        return square(x @ p["w"], y)
+        return square(x @ p["w"] + p["b"], y)
 
-    assert ngd_jax.report(loss, p, *batch).uncovered == {"w": "used by shard_map"}
-    got, want = (jax.jit(ngd_jax.value_and_grad(f))(p, *batch)[1:] for f in (marked, plain))
+    def marked(p, x, y):
+        own = x @ p["w"] + p["b"]
+        return square(ngd_jax.tag(own, lambda x, w, b: x @ w + b, x, p["w"], p["b"]), y)
+
+    same_records(marked, plain, p, batch)
+
+
+def same_records(f, g, p, batch):
+    """Values, gradients and records of two losses are the same."""
+    assert ngd_jax.report(f, p, *batch) == ngd_jax.report(g, p, *batch)
+    got, want = (jax.jit(ngd_jax.value_and_grad(h))(p, *batch) for h in (f, g))
+    assert jax.tree.structure(got) == jax.tree.structure(want)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert_close(np.asarray(one), np.asarray(other), size=10)
+        assert_close(np.asarray(one), np.asarray(other), size=100)
+
+
+ROWS, WHOLE = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+
+def sharded(f, in_specs, out_specs):
+    """A shard_map over one device."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_a_layer_in_shards_is_a_layer(tagged):
+    """With its bias inside or outside, and also where a tag names it."""
+    p = {"w": normal(3, 2), "b": normal(2)}
+    batch = (normal(N, 3), normal(N, 2))
+
+    def plain(p, x, y):
+        return square(x @ p["w"] + p["b"], y)
+
+    def inside(p, x, y):
+        def loss(p, x, y):
+            return jax.lax.pmean(plain(p, x, y), "d")
+
+        return sharded(loss, (WHOLE, ROWS, ROWS), WHOLE)(p, x, y)
+
+    def outside(p, x, y):
+        z = sharded(jnp.matmul, (ROWS, WHOLE), ROWS)(x, p["w"]) + p["b"]
+        if tagged:
+            z = ngd_jax.tag(z, lambda x, w, b: x @ w + b, x, p["w"], p["b"])
+        return square(z, y)
+
+    same_records(outside if tagged else inside, plain, p, batch)
+    same_records(outside, plain, p, batch)
+
+
+@pytest.mark.parametrize("layers_around", [False, True])
+def test_records_of_shards_are_of_the_whole_batch(layers_around):
+    """Shapes on a mesh of two by tracing alone; loops over layers in the body or around it."""
+    mesh = jax.sharding.AbstractMesh((2,), ("d",))
+    p, x = {"w": normal(3, 4, 4)}, normal(2 * N, 4)
+
+    def product(h, w):
+        return jnp.tanh(h @ w)
+
+    def layers(x, w, f=product):
+        return jax.lax.scan(lambda h, w: (f(h, w), None), x, w)[0]
+
+    shards = {"mesh": mesh, "in_specs": (ROWS, WHOLE), "out_specs": ROWS}
+
+    def split(p, x):
+        if layers_around:
+            return jnp.mean(layers(x, p["w"], jax.shard_map(product, **shards)))
+        return jnp.mean(jax.shard_map(layers, **shards)(x, p["w"]))
+
+    def plain(p, x):
+        return jnp.mean(layers(x, p["w"]))
+
+    got, want = (jax.eval_shape(ngd_jax.value_and_grad(f), p, x) for f in (split, plain))
+    assert len(want[2]) == 3
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+
+
+def inner_shards(x, w):
+    rows = jax.sharding.PartitionSpec("m")
+    return jax.shard_map(jnp.matmul, in_specs=(rows, WHOLE), out_specs=rows, axis_names={"m"})(x, w)
+
+
+@pytest.mark.parametrize(
+    ("why", "rows", "columns", "names", "f"),
+    [
+        ("which splits parameters", "d", "m", {"d", "m"}, jnp.matmul),
+        ("over mesh axes that do not split the examples", "d", None, {"d", "m"}, jnp.matmul),
+        ("which does not split the examples in one way", None, None, {"d"}, jnp.matmul),
+        ("in another one", "d", None, {"d"}, inner_shards),
+    ],
+)
+def test_shards_of_anything_else_are_told(why, rows, columns, names, f):
+    mesh = jax.sharding.AbstractMesh((2, 2), ("d", "m"))
+    specs = (jax.sharding.PartitionSpec(rows), jax.sharding.PartitionSpec(None, columns))
+    options = {"mesh": mesh, "axis_names": names, "check_vma": False}
+
+    def loss(w, x):
+        out = jax.sharding.PartitionSpec(rows, columns)
+        return jnp.sum(jax.shard_map(f, in_specs=specs, out_specs=out, **options)(x, w))
+
+    uncovered = ngd_jax.report(loss, normal(3, 2), normal(N - 1, 3)).uncovered
+    assert uncovered == {"params": f"used by shard_map, {why}"}
 
 
 def test_a_report_is_a_table_and_needs_no_numbers():

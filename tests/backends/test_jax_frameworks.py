@@ -163,10 +163,13 @@ def _plain(path):
 
 
 def test_four_devices_take_the_steps_of_one():
-    """Batch over four host devices, for K-FAC weights too; each method, against one device."""
+    """Batch and parameters over four host devices; inverses, each made on one of them."""
     script = Path(__file__).with_name("jax_devices.py")
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["kfac", "ekfac", "sngd", "fngd", "projective", "sofim"]
+    assert done.stdout.split() == ["dealt", *METHODS]
+
+
+METHODS = ["kfac", "ekfac", "sngd", "fngd", "projective", "sofim", "precondition"]

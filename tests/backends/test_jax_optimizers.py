@@ -437,3 +437,26 @@ def test_a_mistake_gets_one_sentence(make, parts):
         make()
     for part in parts:
         assert part in str(raised.value)
+
+
+def test_inverses_are_split_over_a_mesh_or_not():
+    with pytest.raises(TypeError, match=r"inverse_mesh is 4; expected a jax\.sharding\.Mesh"):
+        ngd_jax.kfac(LAYERS, 0.1, inverse_mesh=4)
+    mesh = jax.sharding.Mesh(jax.devices(), "d")
+    weighting = ngd_core.FNGD(batch_size=N)
+    with pytest.raises(ValueError, match="FNGD keeps no inverses"):
+        ngd_jax.precondition(LAYERS, weighting, steps_per_epoch=2, inverse_mesh=mesh)
+
+
+def test_a_state_starts_on_the_devices_of_its_parameters():
+    mesh = jax.sharding.Mesh(jax.devices(), "d")
+    rows, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["d"], [])
+    )
+    params = jax.device_put(START, rows)
+    for x in jax.tree.leaves(ngd_jax.precondition(LAYERS, ngd_core.KFAC()).init(params)):
+        assert x.sharding == whole
+    (state, _) = ngd_jax.sofim(0.1, rho=1.0).init(params)
+    for tensor in state.tensors.values():
+        assert tensor.moment.sharding == rows
+        assert tensor.weight.sharding == whole

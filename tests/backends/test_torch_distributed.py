@@ -12,7 +12,6 @@ import ranks_job as job
 import torch
 from ngd_torch import _ranks
 
-from ngd_core import LayerSpec
 from ngd_core.testing import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -210,20 +209,6 @@ def test_a_group_of_one_is_a_process_by_itself(found):
 def test_what_cannot_be_is_refused_on_every_rank(found, key, message):
     for rank in found["together2"]:
         assert rank[f"refused/{key}"].startswith(message)
-
-
-def test_layers_are_dealt_out_evenly():
-    specs = [LayerSpec(f"{k}", "dense", 3 + k % 5, 2 + k % 3) for k in range(23)]
-    specs.append(LayerSpec("tokens", "embedding", 5000, 2, bias=False))
-    costs = {spec: spec.columns**3 + spec.rows**3 for spec in specs[:-1]}
-    costs[specs[-1]] = 5000 + 2**3  # its input factor is diagonal
-    for size in (1, 2, 5):
-        whose = _ranks._balanced(reversed(specs), size)
-        assert whose == _ranks._balanced(specs, size)
-        assert set(whose) == set(specs)
-        shares = [[costs[spec] for spec in specs if whose[spec] == rank] for rank in range(size)]
-        least = min(sum(share) for share in shares)
-        assert all(sum(share) - min(share) <= least for share in shares)  # the last one was due
 
 
 def test_buckets_hold_all_in_order_and_no_more_than_fits(monkeypatch):

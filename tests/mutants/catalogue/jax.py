@@ -6,6 +6,9 @@ CAPTURE = "backends/ngd_jax/_capture.py"
 EVALUATE = "backends/ngd_jax/_evaluate.py"
 GRAPH = "backends/ngd_jax/_graph.py"
 LAYERS = "backends/ngd_jax/_layers.py"
+DEALT = "backends/ngd_jax/_dealt.py"
+PLACED = "backends/ngd_jax/_placed.py"
+SHARDS = "backends/ngd_jax/_shards.py"
 SITES = "backends/ngd_jax/_sites.py"
 TRANSFORM = "backends/ngd_jax/_transform.py"
 VIEWS = "backends/ngd_jax/_views.py"
@@ -111,5 +114,55 @@ MUTANTS = (
         "if bias and bias[0] not in leaves:",
         "if False:",
         TEST_OPTIMIZERS + "test_masks_leave_a_layer_of_its_weight",
+    ),
+    Mutant(
+        "perturbation of one shard for the whole batch",
+        SHARDS,
+        "n * shards if k == example else n",
+        "n",
+        TEST + "test_records_of_shards_are_of_the_whole_batch[False]",
+    ),
+    Mutant(
+        "scans around a shard_map counted as its own",
+        SHARDS,
+        "axes[1][0] - outside",
+        "axes[1][0]",
+        TEST + "test_records_of_shards_are_of_the_whole_batch[True]",
+    ),
+    Mutant(
+        "split parameters taken for whole ones",
+        SHARDS,
+        "if leaves[k] and any(",
+        "if False and any(",
+        TEST + "test_shards_of_anything_else_are_told[which splits parameters-d-m-names0-matmul]",
+    ),
+    Mutant(
+        "axes that do not split the examples passed over",
+        SHARDS,
+        "if over - set(names):",
+        "if False:",
+        TEST + "test_shards_of_anything_else_are_told"
+        "[over mesh axes that do not split the examples-d-None-names1-matmul]",
+    ),
+    Mutant(
+        "product that is seen counted beside its tag",
+        GRAPH,
+        "del self.found.sites[use]",
+        "pass",
+        TEST + "test_a_tagged_product_that_is_seen_counts_once",
+    ),
+    Mutant(
+        "state left on one device",
+        PLACED,
+        "return jax.tree.map(put, tree)",
+        "return tree",
+        TEST_OPTIMIZERS + "test_a_state_starts_on_the_devices_of_its_parameters",
+    ),
+    Mutant(
+        "inverses of other devices added to one's own",
+        DEALT,
+        "layer if k in mine else jax.tree.map(jnp.zeros_like, layer)",
+        "layer",
+        "tests/backends/test_jax_frameworks.py::test_four_devices_take_the_steps_of_one",
     ),
 )

@@ -5,6 +5,7 @@ from mutants.mutant import Mutant
 CURVATURE = "backends/ngd_torch/_curvature.py"
 GUARD = "backends/ngd_torch/_guard.py"
 OPTIMIZERS = "backends/ngd_torch/_optimizers.py"
+DEALT = "ngd_core/methods/dealt.py"
 RANKS = "backends/ngd_torch/_ranks.py"
 REPORT = "backends/ngd_torch/_report.py"
 SHARDS = "backends/ngd_torch/_shards.py"
@@ -252,17 +253,17 @@ MUTANTS = (
     ),
     Mutant(
         "cheapest layer dealt out first",
-        RANKS,
+        DEALT,
         "key=lambda spec: (-_cost(spec), spec.name)",
         "key=lambda spec: (_cost(spec), spec.name)",
-        TEST_DISTRIBUTED + "test_layers_are_dealt_out_evenly",
+        "tests/core/test_dealt.py::test_layers_are_dealt_out_evenly",
     ),
     Mutant(
         "diagonal factor counted as a matrix",
-        RANKS,
+        DEALT,
         'columns = spec.columns if spec.kind == "embedding" else spec.columns**3',
         "columns = spec.columns**3",
-        TEST_DISTRIBUTED + "test_layers_are_dealt_out_evenly",
+        "tests/core/test_dealt.py::test_layers_are_dealt_out_evenly",
     ),
     Mutant(
         "bucket closed when it is too full already",
