@@ -162,15 +162,12 @@ def _ruled(
         arguments = [*operands, *(tangents[k] for k in rule.moved)]
         return evaluate(rule.closed.jaxpr, rule.closed.consts, arguments, sites, moved, path)
 
-    @jax.custom_jvp
-    def function(operands: list[Any], perturbations: Arrays) -> list[Any]:
-        return list(rule.function(*operands))
-
-    @function.defjvp
-    def _(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+    def of(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
         results, _ = ruled(primals[0], *tangents)
         return results[: len(eqn.outvars)], results[len(eqn.outvars) :]
 
+    function = jax.custom_jvp(lambda operands, _: list(rule.function(*operands)))
+    function.defjvp(of)
     held = [lax.stop_gradient(x) for x in inputs]
     zeros = {k: jnp.zeros_like(held[k]) for k in rule.moved}
     nothing = {p: jnp.zeros_like(x) for p, x in below.items()}

@@ -50,9 +50,7 @@ CALLS = (
 )
 
 
-def states_of(
-    closed: Any, doubled: Any, leaves: int, examples: int
-) -> Walk:
+def states_of(closed: Any, doubled: Any, leaves: int, examples: int) -> Walk:
     """Tell where the examples are in the operands of what may be a site.
 
     Parameters
@@ -90,6 +88,10 @@ class Walk(NamedTuple):
     examples: int
     found: dict[Path, Sequence[State]]
 
+    def of(self, path: Path, eqn: Any) -> Sequence[State]:
+        """States of an equation's operands."""
+        return self.found.get(path, [None] * len(eqn.invars))
+
     def run(self, jaxpr: Any, doubled: Any, states: Sequence[State], path: Path) -> list[State]:
         """States of the results, from those of the arguments."""
         env = dict(zip(jaxpr.invars, states, strict=True))
@@ -113,21 +115,23 @@ class Walk(NamedTuple):
             return self.scan(eqn, twin, inputs, path)
         if name == "cond":
             pairs = enumerate(zip(p["branches"], twin.params["branches"], strict=True))
-            results = [self.run(a.jaxpr, b.jaxpr, inputs[1:], (*path, k)) for k, (a, b) in pairs]
-            return [_joined(states, name) for states in zip(*results, strict=True)]
+            each = [self.run(a.jaxpr, b.jaxpr, inputs[1:], (*path, k)) for k, (a, b) in pairs]
+            return [_joined(states, name) for states in zip(*each, strict=True)]
         if name in CALLS:
             key = "call_jaxpr" if "call_jaxpr" in p else "jaxpr"
             inner, double = (getattr(e.params[key], "jaxpr", e.params[key]) for e in (eqn, twin))
             return self.run(inner, double, inputs, path)
+        known = [None if isinstance(state, Lost) else state for state in inputs]
+        torn = name == "reshape" and known[0] is not None
+        by = name if torn else _by(inputs, name)
         results: list[State] = []
         for var, double in zip(eqn.outvars, twin.outvars, strict=True):
             shape, digits = tuple(double.aval.shape), None
-            if not any(isinstance(state, Lost) for state in inputs):
-                rows = name == "reshape" and p.get("dimensions") is None
-                digits = reshaped(inputs[0], shape) if rows else placed(twin, inputs, shape)
+            if torn and p.get("dimensions") is None:
+                digits = reshaped(known[0] or (), shape)
+            elif known == inputs:
+                digits = placed(twin, known, shape)
             fits = digits and halved(digits, self.examples, tuple(var.aval.shape))
-            torn = name == "reshape" and not isinstance(inputs[0], Lost)
-            by = name if torn else _by(inputs, name)
             results.append(digits if fits else self.grown(var, double, by))
         return results
 
@@ -146,15 +150,15 @@ class Walk(NamedTuple):
         p = eqn.params
         first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
         jaxprs = [e.params["jaxpr"].jaxpr for e in (eqn, twin)]
-        inputs = [
-            self.slice(state, *(jaxpr.invars[k] for jaxpr in jaxprs)) if k >= last else state
-            for k, state in enumerate(inputs)
+        held, carry = inputs[:first], inputs[first:last]
+        seen = [
+            self.slice(state, *(jaxpr.invars[k] for jaxpr in jaxprs))
+            for k, state in enumerate(inputs[last:], last)
         ]
-        heads = {state.head for state in inputs[last:] if isinstance(state, _Rows)}
-        slices = [None if isinstance(state, _Rows) else state for state in inputs[last:]]
-        carry = inputs[first:last]
+        heads = {state.head for state in seen if isinstance(state, _Rows)}
+        slices = [None if isinstance(state, _Rows) else state for state in seen]
         while True:
-            results = self.run(*jaxprs, [*inputs[:first], *carry, *slices], path)
+            results = self.run(jaxprs[0], jaxprs[1], [*held, *carry, *slices], path)
             after = [_joined(pair, "scan") for pair in zip(carry, results, strict=False)]
             if after == carry:
                 break

@@ -99,7 +99,7 @@ def find_sites(closed: Any, doubled: Any, leaves: int, examples: int) -> Found:
 def nested(eqn: Any) -> Any:
     """Jaxpr that an equation calls once, or at each iteration; None if there is none to look into.
 
-    Functions with derivatives of their own are kept whole: what happens inside is not what is
+    Functions with derivatives of their own are none of these: what happens inside is not what is
     differentiated.
     """
     if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "scan"):
@@ -227,25 +227,23 @@ class _Walk:
     def rule(
         self, eqn: Any, twin: Any, inputs: list[Value], path: Path, lead: tuple[Any, ...]
     ) -> list[Value]:
-        """Enter a derivative of the user's own: tangents of parameters are what meets data there."""
-        (jaxpr, moved), (doubled, _) = ((opened(r.closed), r.moved) for r in map(rule_of, (eqn, twin)))
+        """Enter a derivative of the user's own, where data meets tangents of parameters."""
+        own, double = rule_of(eqn), rule_of(twin)
+        jaxpr, doubled, moved = opened(own.closed), opened(double.closed), own.moved
         data = any(value.data for value in inputs)
         primals = [Value(data=value.data) for value in inputs]
-        tangents = [
-            inputs[k]._replace(output=None, biased=None, uses=frozenset()) for k in moved
-        ]
-        states = self.states.found[path]
+        tangents = [inputs[k]._replace(output=None, biased=None, uses=frozenset()) for k in moved]
+        states = self.states.of(path, eqn)
         self.states.run(jaxpr, doubled, [*states, *(states[k] for k in moved)], path)
         results = self.run(jaxpr, doubled, [*primals, *tangents], path, lead)
         uses = frozenset({path})
         return [
-            value._replace(view=None, data=data, uses=uses)
-            for value in results[len(eqn.outvars) :]
+            value._replace(view=None, data=data, uses=uses) for value in results[len(eqn.outvars) :]
         ]
 
     def batch(self, eqn: Any, data: int, path: Path) -> Batch:
         """Find how the examples lie in an operand."""
-        state, examples = self.states.found[path][data], self.found.examples
+        state, examples = self.states.of(path, eqn)[data], self.found.examples
         if isinstance(state, Lost):
             return Batch(examples, lost=state.by)
         if state is None or alone(state):

@@ -26,7 +26,9 @@ def placed(eqn: Any, states: Sequence[Digits | None], shape: Shape) -> Digits | 
     result: list[Axis] = [merged(((n, 0),)) for n in shape]
     held: set[int] = set()
     for var, places, digits in zip(eqn.invars, rule(eqn), states, strict=True):
-        for a, b in places.items() if digits else ():
+        if digits is None:
+            continue
+        for a, b in places.items():
             if var.aval.shape[a] != shape[b] or not any(stride for _, stride in digits[a]):
                 continue
             if b in held and result[b] != digits[a]:
@@ -35,7 +37,8 @@ def placed(eqn: Any, states: Sequence[Digits | None], shape: Shape) -> Digits | 
             result[b] = digits[a]
     if eqn.primitive.name == "concatenate":
         along, first = eqn.params["dimension"], states[0]
-        if first is not None and len({(v.aval.shape, s) for v, s in zip(eqn.invars, states, strict=True)}) == 1:
+        sizes = {var.aval.shape for var in eqn.invars}
+        if first is not None and len(sizes) == 1 and set(states) == {first}:
             result[along] = merged(((len(states), 0), *first[along]))
     return tuple(result)
 
@@ -109,7 +112,7 @@ def _window(eqn: Any) -> list[Places]:
 
 def _dot(eqn: Any) -> list[Places]:
     contracted, batched = eqn.params["dimension_numbers"]
-    place, maps = len(batched[0]), []
+    place, maps = len(batched[0]), list[Places]()
     for side in (0, 1):
         places = {int(k): b for b, k in enumerate(batched[side])}
         for k in range(_rank(eqn.invars[side])):
@@ -138,22 +141,23 @@ def _gather(eqn: Any) -> list[Places]:
     ]
 
 
-ELEMENTWISE = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-    complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
-    expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max
-    min mul name ne neg nextafter not optimization_barrier or polygamma population_count pow pvary
-    real reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
-    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
-    tan tanh xor zeta slice dynamic_slice dynamic_update_slice
-""".split()
-REDUCTIONS = """
-    argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
-""".split()
+ELEMENTWISE = (
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
+    "clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv "
+    "erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log "
+    "log1p logistic lt max min mul name ne neg nextafter not or polygamma "
+    "population_count pow pvary real reduce_precision regularized_incomplete_beta rem round "
+    "rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical "
+    "sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta slice dynamic_slice "
+    "dynamic_update_slice"
+)
+REDUCTIONS = (
+    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor"
+)
 
 RULES: dict[str, Callable[[Any], list[Places]]] = {
-    **dict.fromkeys(ELEMENTWISE, _all_but()),
-    **dict.fromkeys(REDUCTIONS, _without("axes")),
+    **dict.fromkeys(ELEMENTWISE.split(), _all_but()),
+    **dict.fromkeys(REDUCTIONS.split(), _without("axes")),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _all_but("axis")),
     **dict.fromkeys(("split", "top_k"), _all_but("axis")),
     **dict.fromkeys(("sort", "concatenate"), _all_but("dimension")),

@@ -104,11 +104,14 @@ def grouped_volumes(p, x, y):
 
 
 def folded(p, x, y):
-    """Positions in front of the examples on one axis, behind them, and on both sides of them."""
+    """Positions behind the examples on one axis, in front of them, and on both sides of them.
+
+    Parameters have the names that Haiku gives them.
+    """
     n, t, d = x.shape
-    rows = jnp.tanh(jnp.reshape(x, (-1, d)) @ p["linear"]["w"] + p["linear"]["b"])
+    rows = jnp.tanh(jnp.reshape(x, (-1, d)) @ p["net/~/linear"]["w"] + p["net/~/linear"]["b"])
     u = jax.nn.relu(jnp.swapaxes(jnp.reshape(rows, (n, t, 2, 2)), 0, 1))
-    u = jnp.reshape(u, (t * n, 4)) @ p["turned"]["w"] + p["turned"]["b"]
+    u = jnp.reshape(u, (t * n, 4)) @ p["net/~/linear_1"]["w"] + p["net/~/linear_1"]["b"]
     u = jax.nn.softmax(u * p["scale"], axis=-1)
     u = jnp.reshape(jnp.reshape(u, (t * n * 2, 2)) @ p["middle"]["w"], (t, n, 2, 2))
     h = jnp.reshape(jnp.moveaxis(u, 2, 1), (t * 2 * n, 2))
@@ -162,14 +165,14 @@ def product(w, x):
     return x @ w
 
 
-product.defjvps(lambda dw, _, w, x: 2 * (x @ dw), lambda dx, _, w, x: dx @ w)
+product.defjvps(lambda dw, _z, _w, x: 2 * (x @ dw), lambda dx, _z, w, _x: dx @ w)
 
 
 def rules(p, x, y):
-    """Derivatives that are not the function's, in a loop and under vmap; marks on some, and on none."""
+    """Derivatives that are not the function's, in a loop and under vmap; and marks."""
 
     def one(x):
-        return ngd_jax.tag(product(p["tagged"], x[None])[0], jnp.matmul, x, p["tagged"])
+        return ngd_jax.tag(0.5 * product(p["tagged"], x[None])[0], jnp.matmul, x, p["tagged"])
 
     h = jax.jit(layer)(p["w"], p["b"], x, 2)
     h, _ = lax.scan(lambda h, w: (jax.checkpoint(layer)(w, p["c"], h, 1), None), h, p["stack"])
@@ -182,7 +185,7 @@ def rules(p, x, y):
 
 
 def branches(p, x, y):
-    """Layers that are at times left out, chosen from, chosen in a loop, and used in two branches."""
+    """Layers that are left out, chosen from, chosen in a loop, and used in two branches."""
     off, on = jnp.sum(p["w"]) > 1e9, jnp.sum(p["w"]) < 1e9
     h = lax.cond(on, lambda h: jnp.tanh(h @ p["w"] + p["b"]), lambda h: h, x)
     h = lax.cond(off, lambda h: h @ p["idle"], lambda h: h @ p["used"], h)
@@ -466,20 +469,20 @@ CASES = {
     "folded": Case(
         folded,
         {
-            "linear": {"w": normal(3, 4), "b": normal(4)},
-            "turned": {"w": normal(4, 4), "b": normal(4)},
+            "net/~/linear": {"w": normal(3, 4), "b": normal(4)},
+            "net/~/linear_1": {"w": normal(4, 4), "b": normal(4)},
             "scale": normal(4),
             "middle": {"w": normal(2, 2)},
             "stack": normal(2, 2, 2),
         },
         (normal(N, 3, 3), normal(N, 3, 2)),
         {
-            "linear/w": "dense 4x4",
+            "net/~/linear/w": "dense 4x4",
+            "net/~/linear_1/w": "dense 4x5",
             "middle/w": "dense 2x2",
             "scale": "scale 4x1x1",
             "stack[0]": "dense 2x2",
             "stack[1]": "dense 2x2",
-            "turned/w": "dense 4x5",
         },
         {},
     ),
@@ -563,10 +566,9 @@ CASES = {
             "used": "dense 3x3",
             "w": "dense 3x4",
         },
-        {
-            name: "it is used in a branch of cond, and elsewhere or in a loop"
-            for name in ("both", "looped")
-        },
+        dict.fromkeys(
+            ("both", "looped"), "it is used in a branch of cond, and elsewhere or in a loop"
+        ),
     ),
     "others": Case(
         others,
