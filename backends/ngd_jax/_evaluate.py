@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from ngd_jax import _shards
 from ngd_jax._graph import nested, opened, tagged
+from ngd_jax._rules import rule_of
 from ngd_jax._sites import Path, Site
 
 __all__ = ["evaluate"]
@@ -93,6 +96,10 @@ def _call(
     eqn: Any, inputs: list[Any], sites: Mapping[Path, Site], below: Arrays, path: Path
 ) -> tuple[list[Any], Arrays]:
     """Compute an equation with sites inside."""
+    if eqn.primitive.name == "cond":
+        return _branched(eqn, inputs, sites, below, path)
+    if eqn.primitive.name == "custom_jvp_call":
+        return _ruled(eqn, inputs, sites, below, path)
     closed = nested(eqn)
     jaxpr, consts = opened(closed), getattr(closed, "consts", ())
 
@@ -124,3 +131,47 @@ def _call(
         unroll=p["unroll"],
     )
     return [*carry, *stacked], read
+
+
+def _branched(
+    eqn: Any, inputs: list[Any], sites: Mapping[Path, Site], below: Arrays, path: Path
+) -> tuple[list[Any], Arrays]:
+    """Compute one branch; what the sites of the others read is zero."""
+    index, *operands = inputs
+    branches = eqn.params["branches"]
+
+    def one(k: int, operands: list[Any], below: Arrays) -> tuple[list[Any], Arrays]:
+        closed = branches[k]
+        return evaluate(closed.jaxpr, closed.consts, operands, sites, below, (*path, k))
+
+    each = [jax.eval_shape(partial(one, k), operands, below)[1] for k in range(len(branches))]
+
+    def whole(k: int, operands: list[Any], below: Arrays) -> tuple[list[Any], Arrays]:
+        results, read = one(k, operands, below)
+        others = {p: jnp.zeros(x.shape, x.dtype) for like in each for p, x in like.items()}
+        return results, others | read
+
+    taken = [partial(whole, k) for k in range(len(branches))]
+    return lax.switch(index, taken, operands, below)  # type: ignore[no-any-return]
+
+
+def _ruled(
+    eqn: Any, inputs: list[Any], sites: Mapping[Path, Site], below: Arrays, path: Path
+) -> tuple[list[Any], Arrays]:
+    """Compute a function by its own rule, in which the perturbations have tangents of their own."""
+    rule = rule_of(eqn)
+
+    def ruled(operands: Sequence[Any], tangents: Any, moved: Arrays) -> tuple[list[Any], Arrays]:
+        arguments = [*operands, *(tangents[k] for k in rule.moved)]
+        return evaluate(rule.closed.jaxpr, rule.closed.consts, arguments, sites, moved, path)
+
+    def of(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        results, _ = ruled(primals[0], *tangents)
+        return results[: len(eqn.outvars)], results[len(eqn.outvars) :]
+
+    function = jax.custom_jvp(lambda operands, _: list(rule.function(*operands)))
+    function.defjvp(of)
+    held = [lax.stop_gradient(x) for x in inputs]
+    zeros = {k: jnp.zeros_like(held[k]) for k in rule.moved}
+    nothing = {p: jnp.zeros_like(x) for p, x in below.items()}
+    return function(inputs, below), ruled(held, zeros, nothing)[1]

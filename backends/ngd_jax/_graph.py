@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 from jax.extend.core import Literal
 
 from ngd_jax import _shards
-from ngd_jax._sites import SITES, Path, Refused, Site
+from ngd_jax._digits import alone, halved
+from ngd_jax._folds import Lost, Walk, states_of
+from ngd_jax._rules import rule_of
+from ngd_jax._sites import SITES, Batch, Path, Refused, Site
 from ngd_jax._tag import MARK
 from ngd_jax._views import Layout, View
 
@@ -42,14 +45,15 @@ class Value(NamedTuple):
 class Found:
     """Sites by path, and what else is known of them.
 
-    First factors of products of a scale with more data, biases added to sites, and for each leaf
-    that meets data in another way where and how.
+    First factors of products of a scale with more data, biases added to sites, branches with the
+    number of loops around them, and for each leaf that meets data in another way where and how.
     """
 
     examples: int
     sites: dict[Path, Site] = field(default_factory=dict)
     factors: dict[Path, Site] = field(default_factory=dict)
     biases: dict[Path, Layout] = field(default_factory=dict)
+    branched: dict[Path, int] = field(default_factory=dict)
     uses: dict[int, dict[Path, str]] = field(default_factory=dict)
 
     @property
@@ -88,7 +92,7 @@ def find_sites(closed: Any, doubled: Any, leaves: int, examples: int) -> Found:
         else Value(data=True)
         for k, shape in enumerate(shapes)
     ]
-    walk = _Walk(found)
+    walk = _Walk(found, states_of(closed, doubled, leaves, examples))
     walk.run(closed.jaxpr, doubled.jaxpr, values, (), ())
     return found
 
@@ -96,7 +100,7 @@ def find_sites(closed: Any, doubled: Any, leaves: int, examples: int) -> Found:
 def nested(eqn: Any) -> Any:
     """Jaxpr that an equation calls once, or at each iteration; None if there is none to look into.
 
-    Functions with derivatives of their own are kept whole: what happens inside is not what is
+    Functions with derivatives of their own are none of these: what happens inside is not what is
     differentiated.
     """
     if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "scan"):
@@ -119,9 +123,10 @@ def opened(jaxpr: Any) -> Any:
 class _Walk:
     """Goes through the equations of two traces side by side."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, states: Walk) -> None:
         self.found = found
         self.examples = found.examples
+        self.states = states
 
     def run(
         self,
@@ -170,6 +175,10 @@ class _Walk:
             return self.shards(eqn, twin, inputs, path, lead)
         if name == "scan":
             return self.scan(eqn, twin, inputs, path, lead)
+        if name == "cond":
+            return self.cond(eqn, twin, inputs, path, lead)
+        if name == "custom_jvp_call":
+            return self.rule(eqn, twin, inputs, path, lead)
         if tagged(eqn):
             return self.tag(eqn, twin, inputs, path, lead)
         inner = nested(eqn)
@@ -182,9 +191,10 @@ class _Walk:
             views = [k for k, value in enumerate(inputs[:2]) if value.view is not None]
             view = inputs[views[0]].view if len(views) == 1 else None
             if view is not None and inputs[1 - views[0]].data:
-                site = SITES[name](eqn, twin, view, views[0], lead, self.examples)
+                batch = self.batch(eqn, 1 - views[0], path)
+                site = SITES[name](eqn, twin, view, views[0], lead, batch)
                 if isinstance(site, Site):
-                    self.found.sites[path] = site
+                    self.found.sites[path] = replace(site, fold=batch.fold)
                     axes = tuple(range(len(eqn.outvars[0].aval.shape)))
                     return [Value(data=True, output=Output(path, axes), uses=frozenset({path}))]
                 return self.other(eqn, inputs, site.why, path, lead)
@@ -199,6 +209,52 @@ class _Walk:
             if not any(value.leaves for value in inputs):
                 return [Value(data=True, output=_summand(eqn, inputs))]
         return self.other(eqn, inputs, name, path, lead)
+
+    def cond(
+        self, eqn: Any, twin: Any, inputs: list[Value], path: Path, lead: tuple[Any, ...]
+    ) -> list[Value]:
+        """Enter each branch, of which one will be taken."""
+        data = any(value.data for value in inputs)
+        inner = [value._replace(output=None, biased=None, uses=frozenset()) for value in inputs[1:]]
+        self.found.branched[path] = len(lead)
+        results = [
+            self.run(opened(a), opened(b), inner, (*path, k), lead)
+            for k, (a, b) in enumerate(
+                zip(eqn.params["branches"], twin.params["branches"], strict=True)
+            )
+        ]
+        return [
+            Value(leaves=frozenset().union(*(value.leaves for value in values)), data=data)
+            for values in zip(*results, strict=True)
+        ]
+
+    def rule(
+        self, eqn: Any, twin: Any, inputs: list[Value], path: Path, lead: tuple[Any, ...]
+    ) -> list[Value]:
+        """Enter a derivative of the user's own, where data meets tangents of parameters."""
+        own, double = rule_of(eqn), rule_of(twin)
+        jaxpr, doubled, moved = opened(own.closed), opened(double.closed), own.moved
+        data = any(value.data for value in inputs)
+        primals = [Value(data=value.data) for value in inputs]
+        tangents = [inputs[k]._replace(output=None, biased=None, uses=frozenset()) for k in moved]
+        states = self.states.of(path, eqn)
+        self.states.run(jaxpr, doubled, [*states, *(states[k] for k in moved)], path)
+        results = self.run(jaxpr, doubled, [*primals, *tangents], path, lead)
+        uses = frozenset({path})
+        return [
+            value._replace(view=None, data=data, uses=uses) for value in results[len(eqn.outvars) :]
+        ]
+
+    def batch(self, eqn: Any, data: int, path: Path) -> Batch:
+        """Find how the examples lie in an operand."""
+        state, examples = self.states.of(path, eqn)[data], self.examples
+        if isinstance(state, Lost):
+            return Batch(examples, lost=state.by)
+        if state is None or alone(state):
+            return Batch(examples)
+        digits = halved(state, examples, tuple(eqn.invars[data].aval.shape)) or ()
+        axes = [axis for axis in digits if any(stride for _, stride in axis)]
+        return Batch(examples, fold=axes[0] if len(axes) == 1 else ())
 
     def tag(
         self, eqn: Any, twin: Any, inputs: list[Value], path: Path, lead: tuple[Any, ...]
@@ -217,13 +273,22 @@ class _Walk:
                 self.found.uses[leaf] = why | self.found.uses.get(leaf, {})
             return [Value(data=True), Value(data=True)]
         layouts = [self.found.sites[output.path].weight, self.found.biases.get(output.path)]
-        for leaf in (layout.leaf for layout in layouts if layout is not None):
-            for use in inputs[0].uses:
-                self.found.uses.get(leaf, {}).pop(use, None)
-                if use in self.found.sites and self.found.sites[use].weight.leaf == leaf:
-                    del self.found.sites[use]
-                    self.found.biases.pop(use, None)
+        made = inputs[0].output or inputs[0].biased
+        uses = inputs[0].uses | ({made.path} if made else set())
+        for layout in layouts:
+            if layout is not None:
+                self.excuse(layout.leaf, uses)
         return [Value(data=True), Value(data=True)]
+
+    def excuse(self, leaf: int, uses: frozenset[Path]) -> None:
+        """Forget what was found of a leaf in these equations and in what they call."""
+        ways = self.found.uses.get(leaf, {})
+        for path in [p for p in ways if any(p[: len(use)] == use for use in uses)]:
+            del ways[path]
+        for path in [p for p in self.found.sites if any(p[: len(use)] == use for use in uses)]:
+            if self.found.sites[path].weight.leaf == leaf:
+                del self.found.sites[path]
+                self.found.biases.pop(path, None)
 
     def other(
         self, eqn: Any, inputs: list[Value], why: str, path: Path, lead: tuple[Any, ...]

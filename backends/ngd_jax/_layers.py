@@ -73,6 +73,8 @@ def group_sites(found: Found, paths: Sequence[str]) -> tuple[list[Group], dict[s
     kinds = {}
     for leaf, sites in by_leaf.items():
         kind = _kind(sites)
+        if _idle(found, sites):
+            lost.setdefault(leaf, "it is used in a branch of cond, and elsewhere or in a loop")
         if kind.startswith("it "):
             lost.setdefault(leaf, kind)
         kinds[leaf] = kind
@@ -95,6 +97,16 @@ def group_sites(found: Found, paths: Sequence[str]) -> tuple[list[Group], dict[s
         if leaf not in held
     }
     return groups, uncovered
+
+
+def _idle(found: Found, sites: Sequence[tuple[Path, Site]]) -> bool:
+    """Whether some positions, but not all, are of a branch that may not be taken."""
+    return any(
+        path[:k] in found.branched
+        and (len(sites) > 1 or any(n not in site.scans for n in range(found.branched[path[:k]])))
+        for path, site in sites
+        for k in range(1, len(path))
+    )
 
 
 def found_biases(found: Found) -> set[int]:
@@ -147,13 +159,11 @@ def _kind(sites: Sequence[tuple[Path, Site]]) -> str:
     p = first.params
     image = (
         len(sites) == 1
-        and not first.inputs[2]
+        and not (first.inputs[2] or first.fold)
         and len(p["window_strides"]) in (1, 2)
         and all(n == 1 for n in p["lhs_dilation"])
         and all(n >= 0 for pair in p["padding"] for n in pair)
     )
-    if not image and p["feature_group_count"] != 1:
-        return "it is a kernel with groups of another rank than 1 or 2, transposed or used twice"
     return "image" if image else "rows"
 
 
@@ -165,6 +175,8 @@ def _weight(kind: str, site: Site) -> Layout:
     if kind == "image":
         flat = inputs if len(inputs) == 3 else (inputs[0], 1, inputs[1])
         return site.weight.reshaped((layers, *outputs, *flat))
+    if kind == "rows" and site.params["feature_group_count"] > 1:
+        return site.weight.reshaped((layers, *outputs, math.prod(inputs), 1, 1))
     return site.weight.reshaped((layers, math.prod(outputs), math.prod(inputs)))
 
 
@@ -185,10 +197,13 @@ def _spec(group: Group, name: str, sharing: Any) -> LayerSpec:
         return LayerSpec(name, "scale", shape[0], shape[0], bias=bias)
     if group.kind in ("embedding", "tied"):
         return LayerSpec(name, "embedding", shape[0], shape[1], bias=False)
+    p = group.sites[0][1].params
+    groups = p["feature_group_count"] if group.kind in ("image", "rows") else 1
+    if group.kind == "rows" and groups > 1:
+        inputs, taps = shape[1] * groups, Conv2dGeometry(1, groups=groups)
+        return LayerSpec(name, "conv2d", inputs, shape[0], bias, sharing, taps)
     if group.kind != "image":
         return LayerSpec(name, "dense", shape[1], shape[0], bias=bias, sharing=sharing)
-    p = group.sites[0][1].params
-    groups = p["feature_group_count"]
 
     def pair(values: Sequence[Any], first: Any) -> Any:
         return (first, values[0]) if len(values) == 1 else tuple(values)
@@ -288,7 +303,21 @@ def _ordered(x: Any, axes: Sequence[Shape], several: bool) -> Any:
 def _plain(site: Site, x: Any, g: Any) -> tuple[Any, Any]:
     a, g = _ordered(x, site.inputs, False), _ordered(g, site.outputs, True)
     inputs, outputs = len(site.inputs[3]), len(site.outputs[3])
+    a, g = _unfolded(site, a, 1), _unfolded(site, g, 2)
     return _flat_last(a, inputs), _flat_last(g, outputs)
+
+
+def _unfolded(site: Site, x: Any, axis: int) -> Any:
+    """Array with what is folded with the examples on an axis of its own behind theirs."""
+    if not site.fold:
+        return x
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    order = sorted(range(len(site.fold)), key=lambda k: -site.fold[k][1])
+    order = [*range(axis), *(axis + k for k in order)]
+    apart = jnp.reshape(x, (*before, *(n for n, _ in site.fold), *after))
+    apart = jnp.transpose(apart, (*order, *range(len(order), apart.ndim)))
+    examples = math.prod(n for n, stride in site.fold if stride)
+    return jnp.reshape(apart, (*before, examples, -1, *after))
 
 
 def _flat_last(x: Any, axes: int) -> Any:
@@ -300,8 +329,9 @@ def _table(site: Site, x: Any, g: Any) -> tuple[Any, Any]:
     tokens = x[..., site.params["column"]]
     if site.params["clip"]:
         tokens = jnp.clip(tokens, 0, site.params["rows"] - 1)
-    tokens = _ordered(tokens, site.inputs, False)
-    return tokens, _flat_last(_ordered(g, site.outputs, True), len(site.outputs[3]))
+    tokens = _unfolded(site, _ordered(tokens, site.inputs, False), 1)
+    g = _unfolded(site, _ordered(g, site.outputs, True), 2)
+    return tokens, _flat_last(g, len(site.outputs[3]))
 
 
 def _image(site: Site, x: Any, g: Any) -> tuple[Any, Any]:
@@ -327,8 +357,8 @@ def _rows(site: Site, x: Any, g: Any) -> tuple[Any, Any]:
     )
     rows = jnp.moveaxis(patches, 1, -1)
     rows = jnp.reshape(rows, (lead[0], -1, lead[-1], *rows.shape[1:]))
-    rows = jnp.moveaxis(rows, 2, 1)
+    rows = _unfolded(site, jnp.moveaxis(rows, 2, 1), 1)
     rows = jnp.reshape(rows, (*rows.shape[:2], -1, rows.shape[-1]))
     moved = replace(site, outputs=(*site.outputs[:3], site.outputs[4], site.outputs[3])).outputs
-    g = _ordered(g, moved, True)
+    g = _unfolded(site, _ordered(g, moved, True), 2)
     return rows, jnp.reshape(g, (*g.shape[:3], -1, g.shape[-1]))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jax import lax
 
+from ngd_jax._digits import Axis
 from ngd_jax._views import Layout, Shape, View
 
-__all__ = ["SITES", "Path", "Refused", "Site"]
+__all__ = ["SITES", "Batch", "Path", "Refused", "Site"]
 
 Path: TypeAlias = tuple[int, ...]
 
@@ -43,6 +44,8 @@ class Site:
         Products of a scale with other data of which this is one more factor.
     split : tuple of str
         Axes of the mesh over which a `shard_map` splits the examples.
+    fold : Axis
+        Digits of the examples' axis, if they share it with positions.
     """
 
     kind: str
@@ -57,6 +60,25 @@ class Site:
     params: dict[str, Any] = field(hash=False, compare=False)
     before: tuple[Path, ...] = ()
     split: tuple[str, ...] = ()
+    fold: Axis = ()
+
+
+class Batch(NamedTuple):
+    """The examples, as they lie in the operand that is the data.
+
+    Parameters
+    ----------
+    examples : int
+        Their number.
+    fold : Axis
+        Digits of their axis, if they share it with positions.
+    lost : str
+        What they went through while they did, if that left their order unknown.
+    """
+
+    examples: int
+    fold: Axis = ()
+    lost: str = ""
 
 
 class Refused(NamedTuple):
@@ -66,7 +88,7 @@ class Refused(NamedTuple):
 
 
 def _examples(
-    old: Sequence[int], new: Sequence[int], axes: Sequence[int], examples: int
+    old: Sequence[int], new: Sequence[int], axes: Sequence[int], rows: Batch
 ) -> int | Refused:
     """Find the examples' axis, which has to be one of those given."""
     grown = [k for k in range(len(old)) if old[k] != new[k]]
@@ -74,7 +96,9 @@ def _examples(
         return Refused("its data has no axis of the examples")
     if len(grown) > 1:
         return Refused("its data has several axes of examples")
-    if old[grown[0]] != examples:
+    if rows.lost:
+        return Refused(f"the order of the examples is unknown after {rows.lost}")
+    if old[grown[0]] != rows.examples and not rows.fold:
         return Refused("the examples share an axis with other positions")
     if grown[0] not in axes:
         return Refused("the examples are no axis of their own in its result")
@@ -82,7 +106,7 @@ def _examples(
 
 
 def _dense(
-    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], examples: int
+    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], rows: Batch
 ) -> Site | Refused:
     (contract, batch) = eqn.params["dimension_numbers"]
     contracted, batched = (
@@ -100,7 +124,7 @@ def _dense(
     grown = tuple(twin.invars[data].aval.shape)
     lengths, doubled = ([pair[k] for pair in lead] for k in (0, 1))
     spots = [k for k in range(n) if k not in scans] + [n + k for k in free[data]]
-    example = _examples((*lengths, *shapes[data]), (*doubled, *grown), spots, examples)
+    example = _examples((*lengths, *shapes[data]), (*doubled, *grown), spots, rows)
     if isinstance(example, Refused):
         return Refused(f"dot_general: {example.why}")
     # axes of the result: batch, free of the left, free of the right
@@ -141,7 +165,7 @@ def _dense(
 
 
 def _conv(
-    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], examples: int
+    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], rows: Batch
 ) -> Site | Refused:
     p, n, scans = eqn.params, len(lead), view.scans
     numbers = p["dimension_numbers"]
@@ -152,7 +176,7 @@ def _conv(
     lengths, doubled = ([pair[k] for pair in lead] for k in (0, 1))
     grown = tuple(twin.invars[0].aval.shape)
     spots = [k for k in range(n) if k not in scans] + [n + numbers.lhs_spec[0]]
-    example = _examples((*lengths, *shapes[0]), (*doubled, *grown), spots, examples)
+    example = _examples((*lengths, *shapes[0]), (*doubled, *grown), spots, rows)
     if isinstance(example, Refused):
         return Refused(f"conv_general_dilated: {example.why}")
     positions = [k for k in spots if k != example]
@@ -183,7 +207,7 @@ def _conv(
 
 
 def _gather(
-    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], examples: int
+    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], rows: Batch
 ) -> Site | Refused:
     p, n, scans = eqn.params, len(lead), view.scans
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
@@ -203,7 +227,7 @@ def _gather(
     lengths, doubled = ([pair[k] for pair in lead] for k in (0, 1))
     grown = tuple(twin.invars[1].aval.shape)
     spots = [k for k in range(n) if k not in scans] + [n + k for k in range(len(indices) - 1)]
-    example = _examples((*lengths, *indices), (*doubled, *grown), spots, examples)
+    example = _examples((*lengths, *indices), (*doubled, *grown), spots, rows)
     if isinstance(example, Refused):
         return Refused(f"gather: {example.why}")
     positions = [k for k in spots if k != example]
@@ -237,7 +261,7 @@ def _gather(
 
 
 def _scale(
-    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], examples: int
+    eqn: Any, twin: Any, view: View, side: int, lead: tuple[Any, ...], rows: Batch
 ) -> Site | Refused:
     n, scans, sizes = len(lead), view.scans, view.layout.result
     shape, grown = (tuple(e.outvars[0].aval.shape) for e in (eqn, twin))
@@ -248,7 +272,7 @@ def _scale(
         return Refused("mul, with a scale that lacks elements")
     spots = [k for k in range(n) if k not in scans]
     spots += [n + k for k in range(len(shape)) if k not in held]
-    example = _examples((*lengths, *shape), (*doubled, *grown), spots, examples)
+    example = _examples((*lengths, *shape), (*doubled, *grown), spots, rows)
     if isinstance(example, Refused):
         return Refused(f"mul: {example.why}")
     lead_axes = tuple(range(len(scans)))

@@ -92,6 +92,113 @@ def volumes_used_twice(p, x, y):
     return square(jnp.sum(once(once(x)), (2, 3, 4)), y)
 
 
+def grouped_volumes(p, x, y):
+    """Three axes in groups, then transposed in groups, and one channel a group used twice."""
+    h = lax.conv_general_dilated(x, p["k"], (1, 2, 1), "SAME", feature_group_count=2)
+    h = jnp.tanh(h + jnp.reshape(p["b"], (1, -1, 1, 1, 1)))
+    h = jnp.sum(h, (3, 4))
+    h = lax.conv_general_dilated(h, p["t"], (1,), [(1, 1)], (2,), feature_group_count=2)
+    for _ in range(2):
+        h = jnp.tanh(lax.conv_general_dilated(h, p["d"], (1,), "SAME", feature_group_count=4))
+    return square(jnp.sum(h, 2), y)
+
+
+def folded(p, x, y):
+    """Positions behind the examples on one axis, in front of them, and on both sides of them.
+
+    Parameters have the names that Haiku gives them.
+    """
+    n, t, d = x.shape
+    rows = jnp.tanh(jnp.reshape(x, (-1, d)) @ p["net/~/linear"]["w"] + p["net/~/linear"]["b"])
+    u = jax.nn.relu(jnp.swapaxes(jnp.reshape(rows, (n, t, 2, 2)), 0, 1))
+    u = jnp.reshape(u, (t * n, 4)) @ p["net/~/linear_1"]["w"] + p["net/~/linear_1"]["b"]
+    u = jax.nn.softmax(u * p["scale"], axis=-1)
+    u = jnp.reshape(jnp.reshape(u, (t * n * 2, 2)) @ p["middle"]["w"], (t, n, 2, 2))
+    h = jnp.reshape(jnp.moveaxis(u, 2, 1), (t * 2 * n, 2))
+    h, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, p["stack"])
+    h = jnp.sum(jnp.reshape(h, (t, 2, n, 2)), 1)
+    return square(h, jnp.swapaxes(y, 0, 1)) * t / n
+
+
+def frames(p, x, t, y):
+    """Images and tokens, a frame each, folded; pooled, attended and joined in pairs."""
+    n, k, *rest = x.shape
+    numbers = ("NHWC", "HWIO", "NHWC")
+    h = jnp.reshape(x, (n * k, *rest))
+    h = lax.conv_general_dilated(h, p["k"], (1, 1), "SAME", dimension_numbers=numbers) + p["b"]
+    h = lax.reduce_window(jax.nn.silu(h), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    h = jnp.sum(h, (1, 2))[:, jnp.asarray([1, 0])] + p["e"][jnp.ravel(t)]
+    h = jnp.concatenate([h, jnp.flip(h, 1)])
+    h = jax.lax.cond(jnp.sum(x) > 0, jnp.tanh, jnp.sin, h @ p["w"])
+    pairs = jnp.reshape(h, (2, n, k, 2))
+    score = jax.nn.softmax(jnp.einsum("pnid,pnjd->pnij", pairs, pairs))
+    h = jnp.reshape(jnp.einsum("pnij,pnjd->pnid", score, pairs), (2, n * k, 2))
+    return square(jnp.swapaxes(h @ p["u"], 0, 1), jnp.reshape(y, (n * k, 2, 2))) * k
+
+
+def disordered(p, x, y):
+    """Rows of examples and positions that are torn apart, or in an order that is not followed."""
+    n, t, d = x.shape
+    h = jnp.sort(jnp.reshape(x, (n * t, d)), 0) @ p["sorted"]
+    u = jnp.reshape(jnp.reshape(x, (t, n, d)) @ p["torn"], (n * t, d))
+    one, two = (jnp.reshape(v, (n * t, d)) for v in (x, jnp.swapaxes(x, 0, 1)))
+    v = jnp.concatenate([one, two]) @ p["both"]
+    z = jnp.reshape(h + u + v[: n * t] + (one + two) @ p["added"], (n, t, d))
+    return square(z @ p["apart"], y)
+
+
+@jax.custom_jvp
+def layer(w, b, x, k):
+    return jnp.tanh(x @ w + b) * k
+
+
+@layer.defjvp
+def _layer_jvp(primals, tangents):
+    (w, b, x, k), (dw, db, dx, _) = primals, tangents
+    z = jnp.tanh(x @ w + b)
+    slope = jnp.minimum(1 - z * z, 0.5)
+    return z * k, 3 * slope * (x @ dw + db + dx @ w) * k
+
+
+@jax.custom_jvp
+def product(w, x):
+    return x @ w
+
+
+product.defjvps(lambda dw, _z, _w, x: 2 * (x @ dw), lambda dx, _z, w, _x: dx @ w)
+
+
+def rules(p, x, y):
+    """Derivatives that are not the function's, in a loop and under vmap; and marks."""
+
+    def one(x):
+        return ngd_jax.tag(0.5 * product(p["tagged"], x[None])[0], jnp.matmul, x, p["tagged"])
+
+    h = jax.jit(layer)(p["w"], p["b"], x, 2)
+    h, _ = lax.scan(lambda h, w: (jax.checkpoint(layer)(w, p["c"], h, 1), None), h, p["stack"])
+    h = jax.vmap(lambda x: product(p["plain"], x[None])[0])(h) + p["d"]
+    h = jax.nn.relu(h) * jax.nn.silu(p["activated"])
+    h = jax.nn.logsumexp(jnp.stack([h, jax.nn.gelu(h)]), 0)
+    z = jax.vmap(one)(h) + doubled(p["ruled"], h)
+    z = ngd_jax.tag(z @ p["m"] + p["n"], lambda z, m, n: z @ m + n, z, p["m"], p["n"])
+    return square(z, y)
+
+
+def branches(p, x, y):
+    """Layers that are left out, chosen from, chosen in a loop, and used in two branches."""
+    off, on = jnp.sum(p["w"]) > 1e9, jnp.sum(p["w"]) < 1e9
+    h = lax.cond(on, lambda h: jnp.tanh(h @ p["w"] + p["b"]), lambda h: h, x)
+    h = lax.cond(off, lambda h: h @ p["idle"], lambda h: h @ p["used"], h)
+    h = lax.cond(on, lambda h: h @ p["both"], lambda h: 2 * h @ p["both"], h)
+
+    def step(h, w):
+        h = lax.switch(w[1], [lambda h: h, lambda h: jnp.tanh(h @ w[0]), jnp.sin], h)
+        return lax.cond(w[1] == 0, lambda h: h @ p["looped"], lambda h: h, h), None
+
+    h, _ = lax.scan(step, h, (p["stack"], jnp.arange(3)))
+    return square(h, y)
+
+
 def language(p, t, y):
     """Rows looked up in three ways, a table used twice."""
     h = p["e"][t] + jnp.take(p["e"], t + 1, axis=0)
@@ -347,6 +454,122 @@ CASES = {
             "sum": "used by a tag that is no single map of data",
         },
     ),
+    "grouped_volumes": Case(
+        grouped_volumes,
+        {
+            "k": normal(4, 1, 1, 2, 3),
+            "b": normal(4),
+            "t": normal(4, 2, 2),
+            "d": normal(4, 1, 2),
+        },
+        (normal(N, 2, 3, 2, 3), normal(N, 4)),
+        {"d": "conv2d 4x1x2", "k": "conv2d 2x2x7", "t": "conv2d 2x2x4"},
+        {},
+    ),
+    "folded": Case(
+        folded,
+        {
+            "net/~/linear": {"w": normal(3, 4), "b": normal(4)},
+            "net/~/linear_1": {"w": normal(4, 4), "b": normal(4)},
+            "scale": normal(4),
+            "middle": {"w": normal(2, 2)},
+            "stack": normal(2, 2, 2),
+        },
+        (normal(N, 3, 3), normal(N, 3, 2)),
+        {
+            "net/~/linear/w": "dense 4x4",
+            "net/~/linear_1/w": "dense 4x5",
+            "middle/w": "dense 2x2",
+            "scale": "scale 4x1x1",
+            "stack[0]": "dense 2x2",
+            "stack[1]": "dense 2x2",
+        },
+        {},
+    ),
+    "frames": Case(
+        frames,
+        {
+            "k": normal(2, 2, 1, 2),
+            "b": normal(2),
+            "e": normal(5, 2),
+            "w": normal(2, 2),
+            "u": normal(2, 2),
+        },
+        (normal(N, 3, 2, 2, 1), tokens(N, 3), normal(N, 3, 2, 2)),
+        {"e": "embedding 2x5", "k": "dense 2x5", "u": "dense 2x2", "w": "dense 2x2"},
+        {},
+    ),
+    "disordered": Case(
+        disordered,
+        {k: normal(2, 2) for k in ("sorted", "torn", "both", "added", "apart")},
+        (normal(N, 3, 2), normal(N, 3, 2)),
+        {},
+        {
+            name: f"used by dot_general: the order of the examples is unknown after {by}"
+            for name, by in (
+                ("sorted", "sort"),
+                ("torn", "reshape"),
+                ("both", "concatenate"),
+                ("added", "add"),
+                ("apart", "sort"),
+            )
+        },
+    ),
+    "rules": Case(
+        rules,
+        {
+            "w": normal(3, 3),
+            "b": normal(3),
+            "c": normal(3),
+            "stack": normal(2, 3, 3),
+            "plain": normal(3, 3),
+            "d": normal(3),
+            "tagged": normal(3, 3),
+            "activated": normal(3),
+            "ruled": normal(3, 3),
+            "m": normal(3, 3),
+            "n": normal(3),
+        },
+        (normal(N, 3), normal(N, 3)),
+        {
+            "m": "dense 3x4",
+            "plain": "dense 3x3",
+            "stack[0]": "dense 3x3",
+            "stack[1]": "dense 3x3",
+            "tagged": "dense 3x3",
+            "w": "dense 3x4",
+        },
+        {
+            "activated": "used by mul",
+            "c": "used by add",
+            "d": "used by add",
+            "ruled": "used by custom_vjp_call",
+        },
+    ),
+    "branches": Case(
+        branches,
+        {
+            "w": normal(3, 3),
+            "b": normal(3),
+            "idle": normal(3, 3),
+            "used": normal(3, 3),
+            "both": normal(3, 3),
+            "stack": normal(3, 3, 3),
+            "looped": normal(3, 3),
+        },
+        (normal(N, 3), normal(N, 3)),
+        {
+            "idle": "dense 3x3",
+            "stack[0]": "dense 3x3",
+            "stack[1]": "dense 3x3",
+            "stack[2]": "dense 3x3",
+            "used": "dense 3x3",
+            "w": "dense 3x4",
+        },
+        dict.fromkeys(
+            ("both", "looped"), "it is used in a branch of cond, and elsewhere or in a loop"
+        ),
+    ),
     "others": Case(
         others,
         {
@@ -359,13 +582,12 @@ CASES = {
             "folded": normal(1, 1),
         },
         (normal(N, 3), normal(N, 2)),
-        {"scale": "scale 3x1x1", "w": "dense 2x3"},
+        {"folded": "dense 1x1", "scale": "scale 3x1x1", "w": "dense 2x3"},
         {
             "ruled": "used by custom_vjp_call",
             "idle": "used by add",
             "carried": "used by scan, as what it carries",
             "normed": "used by dot_general",
-            "folded": "used by dot_general: the examples share an axis with other positions",
         },
     ),
 }

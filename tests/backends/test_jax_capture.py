@@ -6,6 +6,7 @@ import ngd_jax
 import numpy as np
 import pytest
 from backends.jax_cases import CASES, N, doubled, mlp, normal, square
+from jax import lax
 from ngd_jax._views import Layout
 
 import ngd_core
@@ -359,6 +360,48 @@ def test_shards_of_anything_else_are_told(why, rows, columns, names, f):
 
     uncovered = ngd_jax.report(loss, normal(3, 2), normal(N - 1, 3)).uncovered
     assert uncovered == {"params": f"used by shard_map, {why}"}
+
+
+def once(h, w):
+    return lax.fori_loop(0, jnp.asarray(h[0, 0] > 0, int), lambda _, h: h @ w, h)
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (lambda x, w: jnp.stack([x, x]).reshape(-1, 2) @ w, None),
+        (lambda x, w: lax.map(jnp.tanh, x, batch_size=2).reshape(-1, 2) @ w, None),
+        (lambda x, w: lax.map(jnp.tanh, x.reshape(-1, 2)) @ w, None),
+        (lambda x, w: lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h), x.reshape(-1, 2)) @ w, None),
+        (lambda x, w: jnp.cumsum(x.reshape(-1, 2), 1) @ w, None),
+        (lambda x, w: jnp.cumsum(x.reshape(-1, 2), 0) @ w, "unknown after cumsum"),
+        (lambda x, w: jnp.flip(x.reshape(-1, 2), 0) @ w, "unknown after rev"),
+        (lambda x, w: x.reshape(-1, 2)[::2] @ w, "unknown after slice"),
+        (lambda x, w: x.reshape(2, -1).T @ w, "order of the examples is unknown after reshape"),
+        (lambda x, w: x.reshape(4, -1)[:2].T @ w, "unknown after reshape"),
+        (lambda x, w: lax.map(lambda row: row @ w, x.reshape(-1, 2)), "examples share an axis"),
+        (lambda x, w: once(x.reshape(-1, 2), w), "used by while"),
+    ],
+)
+def test_the_order_of_the_examples_is_followed_or_refused(rows, why):
+    """In six examples of two pairs each, by shapes alone."""
+    report = ngd_jax.report(lambda w, x: jnp.sum(rows(x, w)), jnp.ones((2, 2)), jnp.ones((6, 4)))
+    assert len(report.layers) == (why is None)
+    assert why is None or why in report.uncovered["params"]
+
+
+def test_a_branch_that_is_not_taken_leaves_zeros():
+    def loss(p, x, y, taken):
+        return square(lax.cond(taken, lambda h: h @ p["w"], lambda h: h[:, :2], x), y)
+
+    f = jax.jit(ngd_jax.value_and_grad(loss))
+    x, y = CASES["mlp"].batch
+    taken, left_out = (f({"w": normal(3, 2)}, x, y, bool(k))[2]["w"] for k in (1, 0))
+    assert_close(np.asarray(taken.a), np.asarray(x))
+    assert bool(jnp.any(taken.g != 0))
+    for one, other in zip(jax.tree.leaves(taken), jax.tree.leaves(left_out), strict=True):
+        assert one.shape == other.shape
+        assert not jnp.any(other)
 
 
 def test_a_report_is_a_table_and_needs_no_numbers():

@@ -5,6 +5,9 @@ from mutants.mutant import Mutant
 CAPTURE = "backends/ngd_jax/_capture.py"
 EVALUATE = "backends/ngd_jax/_evaluate.py"
 GRAPH = "backends/ngd_jax/_graph.py"
+DIGITS = "backends/ngd_jax/_digits.py"
+FOLDS = "backends/ngd_jax/_folds.py"
+KEPT = "backends/ngd_jax/_kept_axes.py"
 LAYERS = "backends/ngd_jax/_layers.py"
 DEALT = "backends/ngd_jax/_dealt.py"
 PLACED = "backends/ngd_jax/_placed.py"
@@ -14,6 +17,7 @@ TRANSFORM = "backends/ngd_jax/_transform.py"
 VIEWS = "backends/ngd_jax/_views.py"
 TEST = "tests/backends/test_jax_capture.py::"
 EACH = TEST + "test_records_are_those_of_each_examples_gradient"
+ORDER = TEST + "test_the_order_of_the_examples_is_followed_or_refused"
 TEST_OPTIMIZERS = "tests/backends/test_jax_optimizers.py::"
 
 MUTANTS = (
@@ -76,9 +80,79 @@ MUTANTS = (
     Mutant(
         "axis shared with other positions taken for the examples",
         SITES,
-        "    if old[grown[0]] != examples:\n",
+        "    if old[grown[0]] != rows.examples and not rows.fold:\n",
         "    if False:\n",
-        EACH + "[others]",
+        ORDER + "[<lambda>-examples share an axis]",
+    ),
+    Mutant(
+        "folded examples taken for those behind all positions",
+        LAYERS,
+        "key=lambda k: -site.fold[k][1])",
+        "key=lambda k: 0)",
+        EACH + "[folded]",
+    ),
+    Mutant(
+        "reshape that tears examples apart trusted by what grows",
+        FOLDS,
+        "by = name if torn else _by(inputs, name)",
+        "by = _by(inputs, name)",
+        EACH + "[disordered]",
+    ),
+    Mutant(
+        "order of folded examples forgotten to be unknown",
+        FOLDS,
+        'return before[0] if before else name if folded else ""',
+        'return ""',
+        EACH + "[disordered]",
+    ),
+    Mutant(
+        "operation along an axis taken for one of each row",
+        KEPT,
+        "if k not in gone} if {_rank(v)} == ranks else {}",
+        "} if {_rank(v)} == ranks else {}",
+        ORDER + "[<lambda>-unknown after cumsum]",
+    ),
+    Mutant(
+        "leading digit not halved",
+        DIGITS,
+        "(n // 2 if (n, s) == slowest else n, s)",
+        "(n, s)",
+        EACH + "[folded]",
+    ),
+    Mutant(
+        "user's own rule replaced by the function's derivative",
+        EVALUATE,
+        "    function.defjvp(of)\n    held",
+        "    function = lambda operands, _: rule.function(*operands)\n    held",
+        EACH + "[rules]",
+    ),
+    Mutant(
+        "rule inside a mark counted twice",
+        GRAPH,
+        "                self.excuse(layout.leaf, uses)\n",
+        "                pass\n",
+        EACH + "[rules]",
+    ),
+    Mutant(
+        "inputs of a branch that is not taken are not zero",
+        EVALUATE,
+        "jnp.zeros(x.shape, x.dtype) for like",
+        "jnp.ones(x.shape, x.dtype) for like",
+        TEST + "test_a_branch_that_is_not_taken_leaves_zeros",
+    ),
+    Mutant(
+        "positions of a branch that is not taken counted",
+        LAYERS,
+        "        if _idle(found, sites):\n",
+        "        if False:\n",
+        EACH + "[branches]",
+    ),
+    Mutant(
+        "groups of a kernel taken for one",
+        LAYERS,
+        'if group.kind == "rows" and groups > 1:',
+        "if False:",
+        EACH + "[grouped_volumes]",
     ),
     Mutant(
         "permutation in place of its inverse",
