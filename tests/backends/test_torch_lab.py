@@ -340,8 +340,8 @@ def test_modules_of_the_cores_networks_give_numpys_curves(tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("--models cnn,resnet", ["model 'resnet' is a torch.nn.Module", "--backend torch"]),
-        ("--models transformer --backend jax", ["'transformer' is a torch.nn.Module"]),
+        ("--models cnn,resnet", ["model 'resnet' is a module; give --backend torch, or"]),
+        ("--models transformer", ["'transformer' is a module; give --backend torch or jax"]),
         (
             "--models mlp --methods tridiagonal --backend torch",
             ["None of these methods takes all layers of the model 'mlp'", "--methods"],
