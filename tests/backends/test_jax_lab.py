@@ -21,14 +21,11 @@ from ngd_core.testing import assert_close, assert_far
 
 NUMPY, ARRAYS = BACKENDS["numpy"](), BACKENDS["jax"]()
 EXAMPLES, BATCH, SEED, STEPS = 20, 18, 7, 7
-TAKEN = [name for name in METHODS if name != "tridiagonal"]
+PATHS = ["kfac", "sngd", "fngd", "sofim", "sgd", "adam"]
+"""One method for each way of making an optimizer; the others are made as K-FAC is."""
+
 RATES = {"sofim": 0.3, "sngd": 0.03, "adam": 0.01}
-SMALL = nn.Sequential(
-    nn.Conv2d("conv", 2, 2, 2, stride=3, padding="same"),
-    nn.Sigmoid(),
-    nn.Flatten(),
-    nn.Dense("dense", 8, 3),
-)
+SMALL = nn.Sequential(nn.Flatten(), nn.Dense("dense", 8, 3))
 GEOMETRY = nn.Sequential(
     nn.Conv2d("conv1", 2, 4, 3, stride=2, padding="same"),
     nn.ReLU(),
@@ -61,7 +58,7 @@ def draws(k):
 def both():
     """The same problem for the core's network on NumPy and for an Equinox module."""
     rng, params = np.random.default_rng(1), values(SMALL)
-    x, y = rng.standard_normal((EXAMPLES, 2, 5, 4)), (np.arange(EXAMPLES) % 3).astype("int32")
+    x, y = rng.standard_normal((EXAMPLES, 2, 2, 2)), (np.arange(EXAMPLES) % 3).astype("int32")
     core = Problem(
         model=SMALL,
         params=params,
@@ -94,7 +91,7 @@ def counting(traces):
     return replace(ARRAYS, compile=compiled)
 
 
-@pytest.mark.parametrize("method", TAKEN)
+@pytest.mark.parametrize("method", PATHS)
 def test_a_module_trains_as_the_core_network_does(method):
     """Over two refreshes, for FNGD with stored coefficients; the step is compiled once."""
     core, module = both()
@@ -103,7 +100,7 @@ def test_a_module_trains_as_the_core_network_does(method):
     one = trainer(core, entry, damping, NUMPY)
     two = jax_train.trainer(module, entry, damping, counting(traces))
     want = one.run(rate, lambda *_: None)
-    assert two.run(0.5 * rate, lambda *_: None).losses[1] != want.losses[1]
+    two.run(0.5 * rate, lambda *_: None)
     got = two.run(rate, lambda *_: None)
     assert got.steps == want.steps == list(range(STEPS + 1))
     assert_close(got.losses, want.losses, size=EXAMPLES * 18, kappa=1e3)
@@ -136,44 +133,48 @@ def compared(tmp_path_factory):
         return nn.Sequential(nn.Flatten(), one, nn.Sigmoid(), two)
 
     folder = tmp_path_factory.mktemp("compared")
-    words = shlex.split(
-        "compare --steps 3 --batch-size 24 --limit 48 --evaluate-every 2 --grid 0.1 --agreement 4"
+    words = (
+        "compare --steps 3 --batch-size 24 --limit 48 --evaluate-every 2 --grid 0.1 --agreement 0 "
     )
-    models = "--models", "mlp,transformer", "--methods", "kfac,tridiagonal,sgd"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "mlp", Model("Small", "one hidden layer", small))
         for name, value in (("FEATURES", 4), ("HEADS", 2), ("DEPTH", 1)):
             patch.setattr(jax_models, name, value)
+        runs = {
+            "encoder": "--backend jax --models transformer --methods sofim,tridiagonal",
+            "jax": "--backend jax --models mlp --methods sgd",
+            "numpy": "--models mlp --methods sgd",
+        }
         with jax.numpy_dtype_promotion("standard"):
-            assert main([*words, "--backend", "jax", *models, "--out", str(folder / "jax")]) == 0
-        numpy = "--models", "mlp", "--methods", "sgd", "--out", str(folder / "numpy")
-        assert main([*words, *numpy]) == 0
-    return [json.loads((folder / name / "results.json").read_text()) for name in ("jax", "numpy")]
+            for name, more in runs.items():
+                assert main([*shlex.split(words + more), "--out", str(folder / name)]) == 0
+    return {name: json.loads((folder / name / "results.json").read_text()) for name in runs}
 
 
 def test_the_command_trains_modules(compared):
-    found, on_numpy = compared
-    assert {"jax", "equinox", "flax"} <= set(found["versions"])
-    curves = [one["results"]["mlp"]["sgd"]["best"]["train_loss"] for one in (found, on_numpy)]
+    encoder, *one = (compared[name]["results"] for name in compared)
+    loss = encoder["transformer"]["sofim"]["best"]["train_loss"]
+    assert loss[-1] < loss[0] - 0.01
+    curves = [found["mlp"]["sgd"]["best"]["train_loss"] for found in one]
     assert_close(*curves, dtype="float32", size=64, kappa=1e2)
-    for methods in found["results"].values():
-        assert list(methods) == ["kfac", "sgd"]
-        for tuned in methods.values():
-            assert None not in tuned["best"]["train_loss"]
-            assert tuned["best"]["train_loss"][0] != tuned["best"]["train_loss"][-1]
-            assert [meeting["step"] for meeting in tuned["agreement"]] == [1, 3]
-            assert all(0 < meeting["decrease"] <= 1 for meeting in tuned["agreement"])
+    assert_far(curves[0][1:], curves[0][:-1], least=1e-3)
 
 
-def test_the_results_say_what_has_curvature(compared):
-    found = compared[0]
-    cover = found["coverage"]["transformer"]["kfac"]
-    assert cover["uncovered"] == {"position": "used by add"}
-    assert cover["total"] - cover["numbers"] == 8 * 4
-    assert cover["total"] == found["parameters"]["transformer"]
-    assert found["coverage"]["mlp"]["kfac"]["uncovered"] == {}
+def test_the_results_say_what_was_used(compared):
+    found = compared["encoder"]
+    assert {"jax", "equinox", "flax"} <= set(found["versions"])
+    assert found["versions"]["jax"] == jax.__version__
     refused = found["refused"]["transformer"]["tridiagonal"]
     assert refused.startswith("Tridiagonal K-FAC is left out: TridiagonalKFAC looks at all layers")
+
+
+def test_an_encoder_has_curvature_but_for_its_positions():
+    module = jax_models.fresh("transformer", (2, 2, 2), 3, seed=0)
+    params = jax_models.parameters(module)
+    task = replace(both()[1], model=module, params=params)
+    cover = jax_train.coverage(task, METHODS["kfac"], 0.1, ARRAYS)
+    assert cover.uncovered == {"position": "used by add"}
+    assert cover.total - cover.numbers == params["position"].size == 2 * 32
 
 
 def test_a_kind_that_a_method_lacks_is_named():
@@ -184,12 +185,12 @@ def test_a_kind_that_a_method_lacks_is_named():
         def __call__(self, x):
             return self.out(self.norm(jnp.ravel(x)))
 
-    model = Scaled(eqx.nn.LayerNorm(40), eqx.nn.Linear(40, 3, key=jax.random.key(0)))
+    model = Scaled(eqx.nn.LayerNorm(8), eqx.nn.Linear(8, 3, key=jax.random.key(0)))
     module = jax_models.Module(lambda p, x: jax.vmap(p)(x), model)
     task = replace(both()[1], model=module, params=jax_models.parameters(module))
     found = jax_train.coverage(task, METHODS["projective"], 0.1, ARRAYS)
     why = "the method has nothing for the kind 'scale'"
-    assert found == (123, 203, dict.fromkeys(("norm/weight", "norm/bias"), why))
+    assert found == (27, 43, dict.fromkeys(("norm/weight", "norm/bias"), why))
     assert jax_train.coverage(task, METHODS["kfac"], 0.1, ARRAYS).uncovered == {}
     assert jax_train.coverage(task, METHODS["sgd"], None, ARRAYS) is None
 
