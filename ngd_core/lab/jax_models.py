@@ -104,7 +104,7 @@ def _part(layer: Any, blocks: Mapping[str, Any]) -> eqx.Module:
 class Block(linen.Module):  # type: ignore[misc]
     """Attention and a network of one hidden layer, each behind a norm and beside its input."""
 
-    @linen.compact
+    @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: jax.Array) -> jax.Array:
         h = linen.LayerNorm()(x)
         x = x + linen.MultiHeadDotProductAttention(num_heads=HEADS)(h, h)
@@ -117,7 +117,7 @@ class Transformer(linen.Module):  # type: ignore[misc]
 
     classes: int
 
-    @linen.compact
+    @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: jax.Array) -> jax.Array:
         tokens = jnp.reshape(jnp.swapaxes(x, 1, 2), (x.shape[0], x.shape[2], -1))
         start = linen.initializers.normal(0.02)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from ngd_core.lab.train import (
 
 __all__ = ["coverage", "optimizer", "trainer"]
 
-Optimizer = optax.GradientTransformationExtraArgs
+Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 STILL, INTERVAL = 3, 2
 """A count of steps that is in no first interval and at no interval's start."""
 
