@@ -138,11 +138,8 @@ def table(name, found):
 @pytest.mark.filterwarnings("ignore")
 def test_cost_beside_optax():
     console, found = Console(width=100), {}
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.enable_x64(False),
-        jax.enable_compilation_cache(False),
-    ):
+    jax.config.update("jax_enable_compilation_cache", False)
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
         for name in ("mlp", "cnn", "transformer"):
             found[name] = measure(name, METHODS, BLOCK, ROUNDS)
             console.print(table(name, found[name]))
