@@ -236,8 +236,8 @@ def fngd(
     layers: Report,
     learning_rate: Number | Schedule,
     *,
-    batch_size: int,
     steps_per_epoch: int | jax.Array,
+    batch_size: int | None = None,
     damping: Number | Schedule = 10.0,
     momentum: Number = 0.9,
     weight_decay: Number = 0.0,
@@ -245,6 +245,8 @@ def fngd(
     uncovered: Literal["gradient", "error"] = "gradient",
     damping_mode: Literal["relative", "absolute"] = "relative",
     gain: Literal["unit", "natural"] = "unit",
+    share: Literal["position", "iteration", "sample"] = "position",
+    dataset_size: int | None = None,
     refresh_epochs: int | None = None,
 ) -> Optimizer:
     """Weighted sums of per-example gradients, the weights of the first epoch; see `ngd_core.FNGD`.
@@ -255,10 +257,10 @@ def fngd(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    batch_size : int
-        Examples of a full batch.
     steps_per_epoch : int or array
-        Steps of an epoch.
+        Steps of an epoch; an integer for ``share="iteration"``.
+    batch_size : int or None
+        Examples of a full batch; needed but for ``share="sample"``.
     damping, kl_clip, uncovered
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
@@ -267,6 +269,11 @@ def fngd(
         As in `ngd_core.FNGD`.
     gain : "unit" or "natural"
         As in `ngd_core.FNGD`.
+    share : "position", "iteration" or "sample"
+        As in `ngd_core.FNGD`. For "sample" give ``update`` the examples' numbers in the data set as
+        ``index=``, an array of integers.
+    dataset_size : int or None
+        Examples of the data set; needed for ``share="sample"``.
     refresh_epochs : int or None
         As in `ngd_core.FNGD`.
 
@@ -274,15 +281,25 @@ def fngd(
     -------
     optax.GradientTransformationExtraArgs
         As `ngd_jax.kfac`; every step needs its records, those of ``fisher="empirical"``. Under
-        `optax.inject_hyperparams` give ``static_args=("batch_size", "refresh_epochs")``.
+        `optax.inject_hyperparams` give ``static_args=("batch_size", "dataset_size",
+        "refresh_epochs")``, and "steps_per_epoch" too for ``share="iteration"``.
 
     Raises
     ------
     TypeError, ValueError
         As `ngd_jax.precondition`.
     """
+    if share == "iteration" and not isinstance(steps_per_epoch, int):
+        msg = (
+            f"steps_per_epoch is {steps_per_epoch!r}; expected an integer, as share='iteration' "
+            "keeps a table of that size."
+        )
+        raise ValueError(msg)
     method = ngd_core.FNGD(
+        share=share,
         batch_size=batch_size,
+        iterations=steps_per_epoch if share == "iteration" else None,
+        dataset_size=dataset_size,
         damping_mode=damping_mode,
         gain=gain,
         refresh_epochs=refresh_epochs,

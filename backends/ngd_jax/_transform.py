@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -100,6 +101,8 @@ def precondition(
         ``update(grads, state, params=None, *, records=...)`` with the records of
         `ngd_jax.value_and_grad`; a step without them (None) uses the statistics it has. Leaves
         that are masked out are left alone: a layer without its bias is a layer of its weight.
+        `ngd_core.FNGD` with ``share="sample"`` takes ``index=`` too, the examples' numbers in the
+        data set, shape ``(n,)``.
 
     Raises
     ------
@@ -144,6 +147,7 @@ def precondition(
         params: Any = None,
         *,
         records: Mapping[str, Any] | None = None,
+        index: jax.Array | None = None,
         **_: Any,
     ) -> tuple[Any, PreconditionState]:
         leaves = _by_path(updates)
@@ -152,9 +156,12 @@ def precondition(
         hyper = Hyper(_value(damping, state.count), _value(decay, state.count))
         found = _found(records, specs, fngd)
         curvature = _rekeyed(state.curvature, specs)
-        curvature = _learn(method, curvature, found, hyper, state.count)
+        which = _which(method, state.count, index)
+        curvature = _learn(method, curvature, found, hyper, state.count, which)
         blocks = {layer.spec: layer.block(leaves) for layer in chosen}
-        directions, info = method.direction(curvature, blocks, found if fngd else {}, hyper)
+        directions, info = method.direction(
+            curvature, blocks, found if fngd else {}, hyper, **which
+        )
         if kl_clip is not None:
             rate = _value(learning_rate, state.count)
             scale = step.kl_clip_scale(info, rate, kl_clip)
@@ -164,7 +171,15 @@ def precondition(
         codes = {spec.name: one.code for spec, one in info.items()}
         return new, PreconditionState(state.count + 1, _named(curvature), codes)
 
-    def _learn(method: Any, curvature: Any, found: Any, hyper: Hyper, count: Any) -> Any:
+    def _which(method: Any, count: Any, index: Any) -> dict[str, Any]:
+        """Tell FNGD which batch it is, or which examples, if its coefficients go by that."""
+        if not fngd or method.share == "position":
+            return {}
+        return {"index": index if method.share == "sample" else count % steps_per_epoch}
+
+    def _learn(
+        method: Any, curvature: Any, found: Any, hyper: Hyper, count: Any, which: dict[str, Any]
+    ) -> Any:
         def when(condition: Any, change: Any, curvature: Any) -> Any:
             return lax.cond(condition, lambda c: change(_rekeyed(c, specs)), lambda c: c, named)
 
@@ -177,7 +192,8 @@ def precondition(
                 recording = epoch % method.refresh_epochs == 0
             closing = (place == 0) & (count > 0)
             named = when(closing, lambda c: _named(method.refresh(c, hyper)[0]), named)
-            named = when(recording, lambda c: _named(method.accumulate(c, found, hyper)), named)
+            learnt = partial(method.accumulate, records=found, hyper=hyper, **which)
+            named = when(recording, lambda c: _named(learnt(c)), named)
             return _rekeyed(named, specs)
         if found:
             due = count % factor_every == 0
@@ -203,9 +219,6 @@ def _check(
         raise ValueError(msg)
     intervals = {"factor_every": factor_every, "inverse_every": inverse_every}
     if isinstance(method, FNGD):
-        if method.share != "position":
-            msg = f"share is {method.share!r}; here FNGD works with 'position' alone."
-            raise ValueError(msg)
         if epoch is None:
             msg = "steps_per_epoch is missing; FNGD reuses the coefficients of its first epoch."
             raise ValueError(msg)

@@ -185,7 +185,7 @@ _COMPARE: dict[str, dict[str, Any]] = {
         "type": _name("backend", BACKENDS),
         "default": "numpy",
         "help": f"{', '.join(BACKENDS)}: arrays of that library, with torch nn.Module models and "
-        "ngd_torch (default: numpy)",
+        "ngd_torch, with jax Equinox and Flax models and ngd_jax (default: numpy)",
     },
     "--data": {
         "default": "digits",

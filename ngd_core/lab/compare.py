@@ -18,18 +18,18 @@ from ngd_core import nn
 from ngd_core.lab import picture, report, results, train
 from ngd_core.lab.arrays import BACKENDS, Arrays
 from ngd_core.lab.data import Data, load
-from ngd_core.lab.errors import UserError
+from ngd_core.lab.errors import UserError, need
 from ngd_core.lab.methods import METHODS
 from ngd_core.lab.models import MODELS
 from ngd_core.lab.progress import Watch, watching
-from ngd_core.lab.settings import Settings
+from ngd_core.lab.settings import MODULES, Settings
 from ngd_core.lab.train import Coverage, Params, Problem, Run
 
 __all__ = ["compare", "problem"]
 
 T = TypeVar("T")
-MODULES = "torch"
-"""Backend whose models are modules."""
+PACKAGES = {"jax": ("jax", "equinox", "flax")}
+"""Packages of a backend, where it is not one of its own name."""
 
 EARLY = 5
 """Steps before the first comparison with the exact natural gradient."""
@@ -70,7 +70,9 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
     runs = sum(len(settings.grids[method]) for methods in pairs.values() for method in methods)
     versions = {"python": platform.python_version()} | {
         package: importlib.metadata.version(package)
-        for package in dict.fromkeys(("ngd-core", "numpy", settings.backend))
+        for package in dict.fromkeys(
+            ("ngd-core", "numpy", *PACKAGES.get(settings.backend, (settings.backend,)))
+        )
     }
     parameters = {
         name: sum(math.prod(p.shape) for p in task.params.values())
@@ -149,34 +151,47 @@ def problem(name: str, data: Data, arrays: Arrays, settings: Settings) -> Proble
 def _network(
     name: str, data: Data, arrays: Arrays, settings: Settings, random: np.random.Generator
 ) -> tuple[Any, Params]:
-    """Model and its initial values: with PyTorch a module, else a network of the core."""
-    build, shape = MODELS[name].build, data.x_train.shape[1:]
-    as_modules = settings.backend == MODULES
-    if build is None and not as_modules:
+    """Model and its initial values: with PyTorch and JAX a module, else a network of the core."""
+    model, shape = MODELS[name], data.x_train.shape[1:]
+    if model.build is None and settings.backend not in model.backends:
         msg = (
-            f"The model '{name}' is a torch.nn.Module; give --backend {MODULES}, or choose "
-            "other --models"
+            f"The model '{name}' is a module; give --backend {' or '.join(model.backends)}, or "
+            "choose other --models"
         )
         raise UserError(msg)
-    if build is not None:
-        network = build(shape, data.classes)
+    if model.build is not None:
+        network = model.build(shape, data.classes)
         uniforms = {
-            key: arrays.array(random.random(shape, dtype=np.float32))
-            for key, shape in nn.shapes(network).items()
+            key: random.random(shape, dtype=np.float32) for key, shape in nn.shapes(network).items()
         }
-        params = nn.init(network, uniforms)
-        if not as_modules:
+        params = {key: arrays.array(x) for key, x in nn.init(network, uniforms).items()}
+        if settings.backend not in MODULES:
             return network, params
+    models = _models(settings.backend)
+    if model.build is None:
+        module = models.fresh(name, shape, data.classes, settings.seed)
+    else:
+        module = models.as_module(network, params)
+    return module, models.parameters(module)
+
+
+def _models(backend: str) -> ModuleType:
+    if backend == "jax":
+        need("equinox", "Equinox", "lab-jax")
+        need("flax", "Flax", "lab-jax")
+        from ngd_core.lab import jax_models
+
+        return jax_models
     from ngd_core.lab import torch_models
 
-    if build is None:
-        module = torch_models.fresh(name, shape, data.classes, settings.seed)
-    else:
-        module = torch_models.as_module(network, params)
-    return module, dict(module.named_parameters())
+    return torch_models
 
 
-def _torch_train() -> ModuleType:
+def _train(backend: str) -> ModuleType:
+    if backend == "jax":
+        from ngd_core.lab import jax_train
+
+        return jax_train
     from ngd_core.lab import torch_train
 
     return torch_train
@@ -186,7 +201,7 @@ def _grid(
     model: str, method: str, task: Problem, arrays: Arrays, settings: Settings, watch: Watch
 ) -> results.Tuned:
     entry = METHODS[method]
-    trainer = _torch_train().trainer if settings.backend == MODULES else train.trainer
+    trainer = (_train(settings.backend) if settings.backend in MODULES else train).trainer
     ready = trainer(task, entry, settings.damping.get(method), arrays)
     runs = []
     for rate in settings.grids[method]:
@@ -204,8 +219,8 @@ def _grid(
 def _fit(task: Problem, method: str, arrays: Arrays, settings: Settings) -> Coverage | str | None:
     """Tell what a method knows of a module, or in a sentence why it cannot train a model."""
     entry = METHODS[method]
-    if settings.backend == MODULES:
-        fit = _torch_train().coverage(task, entry, settings.damping.get(method), arrays)
+    if settings.backend in MODULES:
+        fit = _train(settings.backend).coverage(task, entry, settings.damping.get(method), arrays)
         return f"{entry.title} is left out: {fit}" if isinstance(fit, str) else fit
     if {spec.kind for spec in nn.specs(task.model)} <= set(entry.kinds):
         return None

@@ -11,7 +11,7 @@ from ngd_core.inversion import PURE, Ops
 from ngd_core.methods import EKFAC, FNGD, KFAC, SNGD, SOFIM, ProjectiveKFAC, TridiagonalKFAC
 from ngd_core.types import KINDS, Method
 
-__all__ = ["ADAM", "METHODS", "REFRESH_EVERY", "Entry", "Plan", "Rule", "Turn"]
+__all__ = ["ADAM", "METHODS", "MOMENTUM", "REFRESH_EVERY", "Entry", "Plan", "Rule", "Turn"]
 
 REFRESH_EVERY = 5
 """Steps between two inversions."""

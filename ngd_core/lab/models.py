@@ -1,4 +1,4 @@
-"""The networks that are trained; those that are modules only are in `torch_models`."""
+"""The networks that are trained; modules are in `torch_models` and `jax_models`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from ngd_core import nn
 from ngd_core.lab.errors import UserError
 
-__all__ = ["MODELS", "Model"]
+__all__ = ["DEPTH", "FEATURES", "HEADS", "MODELS", "Model", "image"]
 
 Activation = Callable[[], nn.Layer]
+FEATURES, HEADS, DEPTH = 32, 4, 2
+"""Of the transformer encoder, in every library."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +27,37 @@ class Model:
     note : str
         Its layers in words.
     build : callable, optional
-        ``build(input_shape, classes)``: the network for inputs of that shape; without it the model
-        is one of `torch_models.MODULES`.
+        ``build(input_shape, classes)``: the network for inputs of that shape.
+    backends : tuple of str
+        Without `build`: libraries that have it as a module.
     """
 
     title: str
     note: str
     build: Callable[[tuple[int, ...], int], nn.Sequential] | None = None
+    backends: tuple[str, ...] = ()
+
+
+def image(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of an input that is an image, which a kind of network needs.
+
+    Raises
+    ------
+    UserError
+        If it is none.
+    """
+    if len(shape) != 3:
+        msg = (
+            f"The {kind} net needs images, and the inputs have the shape {shape}; choose other "
+            "--models"
+        )
+        raise UserError(msg)
+    return shape
 
 
 def _cnn(activation: Activation) -> Callable[[tuple[int, ...], int], nn.Sequential]:
     def build(shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        if len(shape) != 3:
-            msg = (
-                f"A convolutional net needs images, and the inputs have the shape {shape}; "
-                "choose other --models"
-            )
-            raise UserError(msg)
-        channels, height, width = shape
+        channels, height, width = image("convolutional", shape)
         positions = math.ceil(height / 4) * math.ceil(width / 4)
         return nn.Sequential(
             nn.Conv2d("conv1", channels, 8, 3, stride=2, padding="same"),
@@ -84,11 +99,13 @@ MODELS = {
         "Residual net",
         "a 3x3 convolution, three residual blocks of 8, 16 and 32 channels, group norm, ReLU, mean "
         "over positions, one dense layer; PyTorch alone",
+        backends=("torch",),
     ),
     "transformer": Model(
         "Transformer encoder",
         "each row a token, learnt positions, two blocks of 32 features, 4 heads and 64 hidden "
-        "units, layer norm first, GELU, mean over tokens, one dense layer; PyTorch alone",
+        "units, layer norm first, GELU, mean over tokens, one dense layer; PyTorch or JAX",
+        backends=("torch", "jax"),
     ),
 }
 """Networks by the name the command line knows."""

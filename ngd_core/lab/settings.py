@@ -6,7 +6,10 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Settings", "command"]
+__all__ = ["MODULES", "Settings", "command"]
+
+MODULES = ("torch", "jax")
+"""Backends whose models are modules."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Settings:
     @property
     def holds(self) -> str:
         """What the backend's models are made of."""
-        return "modules" if self.backend == "torch" else "arrays"
+        return "modules" if self.backend in MODULES else "arrays"
 
 
 def command(settings: Settings) -> str:

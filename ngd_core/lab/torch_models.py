@@ -12,12 +12,11 @@ from torch.nn import functional
 from ngd_core import Conv2dGeometry, factors
 from ngd_core import nn as core
 from ngd_core._typing import Array
-from ngd_core.lab.errors import UserError
+from ngd_core.lab.models import DEPTH, FEATURES, HEADS, image
 
-__all__ = ["MODULES", "as_module", "fresh"]
+__all__ = ["MODULES", "as_module", "fresh", "parameters"]
 
 WIDTH, GROUPS = 8, 4
-FEATURES, HEADS, DEPTH = 32, 4, 2
 
 
 def as_module(network: core.Sequential, params: Mapping[str, Array]) -> nn.Module:
@@ -97,7 +96,7 @@ class Residual(nn.Module):  # type: ignore[misc]
 
 
 def _resnet(shape: tuple[int, ...], classes: int) -> nn.Module:
-    channels, _, _ = _image("residual", shape)
+    channels, _, _ = image("residual", shape)
     return nn.Sequential(
         nn.Conv2d(channels, WIDTH, 3, padding=1, bias=False),
         nn.GroupNorm(GROUPS, WIDTH),
@@ -147,7 +146,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        channels, height, width = _image("transformer", shape)
+        channels, height, width = image("transformer", shape)
         self.embedding = nn.Linear(channels * width, FEATURES)
         self.position = nn.Parameter(0.02 * torch.randn(height, FEATURES))
         self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
@@ -159,21 +158,16 @@ class Transformer(nn.Module):  # type: ignore[misc]
         return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
 
 
-def _image(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) != 3:
-        msg = (
-            f"The {kind} net needs images, and the inputs have the shape {shape}; choose other "
-            "--models"
-        )
-        raise UserError(msg)
-    return shape
-
-
 MODULES: dict[str, Callable[[tuple[int, ...], int], Any]] = {
     "resnet": _resnet,
     "transformer": Transformer,
 }
 """Modules by the name the command line knows."""
+
+
+def parameters(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Name the values of a module."""
+    return dict(module.named_parameters())
 
 
 def fresh(name: str, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ngd_core import Hyper, LayerRecord, LayerSpec, analysis, losses
+from ngd_core import Hyper, losses
 from ngd_core.lab.arrays import Arrays
 from ngd_core.lab.methods import ADAM, REFRESH_EVERY, Entry, Plan
+from ngd_core.lab.modules import beside_exact, covered, fisher_of
 from ngd_core.lab.train import (
-    EXACT_DAMPING,
     LOSS,
     Coverage,
     Examples,
@@ -27,8 +27,8 @@ from ngd_core.lab.train import (
     descend,
     mean,
     measure,
+    meetings,
 )
-from ngd_core.methods import SNGD
 
 __all__ = ["coverage", "optimizer", "trainer"]
 
@@ -71,14 +71,13 @@ def optimizer(
     damping = Hyper().damping if damping is None else damping
     if entry.observes == "gradients":
         return ngd_torch.SOFIM(model, rate, beta=method.beta, rho=damping, scope=method.scope)
-    sampled = entry.observes == "samples" and not isinstance(method, SNGD)
     return ngd_torch.NaturalGradient(
         model,
         method,
         rate,
         damping=damping,
         kl_clip=entry.clip,
-        fisher="mc" if sampled else "empirical",
+        fisher=fisher_of(entry, method),
         factor_every=1,
         inverse_every=REFRESH_EVERY,
         seed=seed,
@@ -115,9 +114,7 @@ def coverage(
     if not isinstance(made, ngd_torch.NaturalGradient):
         return None
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    uncovered = made.report().uncovered
-    total = sum(sizes.values())
-    return Coverage(total - sum(sizes[name] for name in uncovered), total, uncovered)
+    return covered(sizes, made.report().uncovered)
 
 
 def trainer(problem: Problem, entry: Entry, damping: float | None, arrays: Arrays) -> Trainer:
@@ -162,14 +159,13 @@ def trainer(problem: Problem, entry: Entry, damping: float | None, arrays: Array
         )
 
     def meet(rate: float, steps: Sequence[int]) -> list[Meeting]:
-        (model, rule), meetings = begin(rate), []
-        for k in range(max(steps) + 1):
-            if k in steps:
-                rows = batches[k % len(batches)][: problem.probe]
-                meetings.append(_beside_exact(k, model, rule, inputs[rows], labels[rows]))
-            if k < max(steps):
-                move(model, rule, k)
-        return meetings
+        model, rule = begin(rate)
+
+        def look(k: int) -> Meeting:
+            rows = batches[k % len(batches)][: problem.probe]
+            return _beside_exact(k, model, rule, inputs[rows], labels[rows])
+
+        return meetings(steps, lambda k: move(model, rule, k), look)
 
     move(*begin(0.0), 0)
     return Trainer(run, meet)
@@ -196,19 +192,8 @@ def _beside_exact(
     vectors = losses.fisher_vectors("exact", LOSS, outputs)
     each = _example_gradients(model, params, x, vectors)
     model.train()
-    specs = {name: LayerSpec(name, "dense", p.numel(), 1, bias=False) for name, p in params.items()}
-    records = {}
-    for name, spec in specs.items():
-        rows = each[name].reshape(-1, spec.in_features) * len(vectors) ** 0.5
-        records[spec] = LayerRecord(rows, torch.ones_like(rows[:, :1]))
-    agreed = analysis.agreement(
-        {spec: directions[name].reshape(1, -1) for name, spec in specs.items()},
-        {spec: grads[name].reshape(1, -1) for name, spec in specs.items()},
-        records,
-        EXACT_DAMPING,
-    )
     loss = functional.cross_entropy(outputs, y)
-    return Meeting(k, float(loss), *map(float, agreed))
+    return Meeting(k, float(loss), *map(float, beside_exact(directions, grads, each)))
 
 
 def _example_gradients(

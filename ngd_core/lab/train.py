@@ -30,6 +30,7 @@ __all__ = [
     "descend",
     "mean",
     "measure",
+    "meetings",
     "trainer",
 ]
 
@@ -119,8 +120,8 @@ class Problem:
 
     Parameters
     ----------
-    model : nn.Sequential or torch.nn.Module
-        Network; a module is copied for each run.
+    model : nn.Sequential, torch.nn.Module or jax_models.Module
+        Network; a torch module is copied for each run.
     params : mapping of str to array
         Initial values.
     train, test : tuple of array
@@ -228,17 +229,18 @@ def trainer(problem: Problem, entry: Entry, damping: float | None, arrays: Array
         return descend(problem, rate, go, look, watch)
 
     def meet(rate: float, steps: Sequence[int]) -> list[Meeting]:
-        state, meetings = start, []
-        for k in range(max(steps)):
-            if k in steps:
-                meetings.append(beside(state, k))
-            state = move(state, k, rate)
-        return [*meetings, beside(state, max(steps))]
+        state = start
 
-    def beside(state: _State, k: int) -> Meeting:
-        rows = batches[k % len(batches)][0][: problem.probe]
-        loss, agreed = _beside_exact(problem, method, entry, hyper, state, rows)
-        return Meeting(k, float(loss), *map(float, agreed))
+        def go(k: int) -> None:
+            nonlocal state
+            state = move(state, k, rate)
+
+        def beside(k: int) -> Meeting:
+            rows = batches[k % len(batches)][0][: problem.probe]
+            loss, agreed = _beside_exact(problem, method, entry, hyper, state, rows)
+            return Meeting(k, float(loss), *map(float, agreed))
+
+        return meetings(steps, go, beside)
 
     for k in {turn: k for k, turn in enumerate(turns)}.values():
         move(start, k, 0.0)
@@ -290,6 +292,34 @@ def descend(
             break
     _, accuracy = look(problem.test)
     return Run(rate, steps, curve, clock, accuracy)
+
+
+def meetings(
+    steps: Sequence[int], go: Callable[[int], None], look: Callable[[int], Meeting]
+) -> list[Meeting]:
+    """Take the steps of a run again, and look at some points of it.
+
+    Parameters
+    ----------
+    steps : sequence of int
+        Numbers of steps after which to look.
+    go : callable
+        ``go(k)``: step k.
+    look : callable
+        ``look(k)``: the meeting after k steps.
+
+    Returns
+    -------
+    list of Meeting
+        In the order of the run.
+    """
+    found, last = [], max(steps)
+    for k in range(last + 1):
+        if k in steps:
+            found.append(look(k))
+        if k < last:
+            go(k)
+    return found
 
 
 class _State(NamedTuple):

@@ -42,18 +42,22 @@ UNITS = {
     "testing": CORE | {"", "reference"},
     "lab": CORE | {"", "reference"},
 }
+# Adapters, and libraries over a framework, that the lab trains models with.
+USED = {"ngd_torch", "ngd_jax", "optax", "equinox", "flax"}
 # ... and besides the standard library only these packages:
 PACKAGES = {
     "_xp": ARRAY_API,
     "reference": {"numpy"},
     "state": {"numpy", "safetensors"},
     "testing": {"numpy", "hypothesis", "pytest"},
-    "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl", "ngd_torch"} | FRAMEWORKS,
+    "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl"} | FRAMEWORKS | USED,
 }
 # A unit that loads these inside functions only, when asked to use them.
-LAZY = {"lab": FRAMEWORKS | {"ngd_torch"}, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
+LAZY = {"lab": FRAMEWORKS | USED, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
 # ... but for these, which the unit itself loads inside functions only:
 EAGER = {
+    "ngd_core.lab.jax_models": {"jax", "equinox", "flax"},
+    "ngd_core.lab.jax_train": {"jax", "optax", "ngd_jax"},
     "ngd_core.lab.torch_models": {"torch"},
     "ngd_core.lab.torch_train": {"torch", "ngd_torch"},
 }

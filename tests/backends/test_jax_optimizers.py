@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import ngd_core
 from ngd_core import Hyper, reference
-from ngd_core.testing import assert_close
+from ngd_core.testing import assert_close, assert_far
 
 N = 24
 COMMON = {"factor_every": 2, "inverse_every": 3, "weight_decay": 0.02}
@@ -137,6 +137,52 @@ def test_steps_are_those_of_the_torch_adapter(name):
     assert moved > 1e-2
 
 
+@pytest.mark.parametrize("share", ["iteration", "sample"])
+def test_fngd_shares_by_iteration_and_by_sample(share):
+    """Coefficients of an epoch's two batches, found again in another order of the examples."""
+    sizes = {"dataset_size": 2 * N} if share == "sample" else {"batch_size": N}
+    optimizer = ngd_jax.precondition(
+        ONE,
+        method := ngd_core.FNGD(
+            share=share, iterations=2 if share == "iteration" else None, gain="natural", **sizes
+        ),
+        damping=0.5,
+        steps_per_epoch=2,
+    )
+    spec, hyper = ONE.layers[0].spec, Hyper(damping=0.5)
+    everything = [np.concatenate(parts) for parts in zip(data(0), data(1), strict=True)]
+    update = jax.jit(optimizer.update)
+    state, by_hand = optimizer.init(SMALL), method.init([spec], np.zeros(()))
+    for k, rows in enumerate(np.random.default_rng(0).permuted([range(2 * N)] * 2, axis=1)):
+        for place, part in enumerate(np.split(rows, 2)):
+            _, grads, records = OF_ONE(SMALL, *(jnp.asarray(x[part]) for x in everything))
+            index = part if share == "sample" else np.asarray(place)
+            got, state = update(grads, state, records=records, index=jnp.asarray(part))
+            seen = {spec: jax.tree.map(np.asarray, records["w"])}
+            if k == 0:
+                by_hand = method.accumulate(by_hand, seen, hyper, index=index)
+            elif place == 0:
+                by_hand, _ = method.refresh(by_hand, hyper)
+            block = {spec: np.asarray(ONE.layers[0].block(grads))}
+            want = method.direction(by_hand, block, seen, hyper, index=index)[0][spec]
+            assert_close(np.asarray(ONE.layers[0].block(got)), want, size=100, kappa=100)
+            assert_far(want, block[spec], least=1e-2)
+    made = ngd_jax.fngd(ONE, 0.1, share=share, steps_per_epoch=2, **sizes).init(SMALL)[0]
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, state)
+
+
+def test_sofim_takes_the_steps_of_the_torch_adapter():
+    model = network()
+    options = {"rho": 0.5, "beta": 0.8, "weight_decay": 0.1}
+    twin, optimizer = ngd_torch.SOFIM(model, 0.2, **options), ngd_jax.sofim(0.2, **options)
+    for k in range(4):
+        x, y = map(torch.from_numpy, data(k))
+        twin.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        twin.step()
+    close(run(optimizer, 4)[0], weights(model), size=1000)
+
+
 def test_sofim_is_its_definition():
     optimizer = ngd_jax.sofim(0.2, rho=0.5, beta=0.8, weight_decay=0.1)
     step, traces = stepper(optimizer)
@@ -193,7 +239,7 @@ def _rest(method):
 
 
 def test_schedules_compile_once_and_are_followed():
-    """Rate and damping that change each step, by Optax's injection and by hand; traced once."""
+    """Rate and damping that change in each of 50 steps, by injection and by hand; traced once."""
 
     def rates(k):
         return 0.1 * 0.9 ** jnp.asarray(k, jnp.float64)
@@ -206,10 +252,10 @@ def test_schedules_compile_once_and_are_followed():
         ONE, learning_rate=rates, damping=dampings, **options
     )
     direct = ngd_jax.sngd(ONE, rates, damping=dampings, **options)
-    got, state = run(injected, 5, "small", SMALL)
-    close(got, run(direct, 5, "small", SMALL)[0], size=1000, kappa=100)
-    assert_close(np.asarray(state.hyperparams["damping"]), np.asarray(dampings(4)))
-    fixed, _ = run(ngd_jax.sngd(ONE, rates, damping=0.01, **options), 5, "small", SMALL)
+    got, state = run(injected, 50, "small", SMALL)
+    close(got, run(direct, 50, "small", SMALL)[0], size=1000, kappa=100)
+    assert_close(np.asarray(state.hyperparams["damping"]), np.asarray(dampings(49)))
+    fixed, _ = run(ngd_jax.sngd(ONE, rates, damping=0.01, **options), 50, "small", SMALL)
     assert not jnp.allclose(fixed["w"], got["w"], rtol=1e-3)
 
 
@@ -401,11 +447,24 @@ def divided(p, x):
             lambda: ngd_jax.precondition(LAYERS, ngd_core.FNGD(batch_size=N)),
             ["steps_per_epoch is missing"],
         ),
+        (lambda: ngd_jax.fngd(LAYERS, 0.1, steps_per_epoch=2), ["batch_size is missing"]),
         (
-            lambda: ngd_jax.precondition(
-                LAYERS, ngd_core.FNGD(share="sample", dataset_size=N), steps_per_epoch=1
+            lambda: ngd_jax.fngd(LAYERS, 0.1, share="sample", steps_per_epoch=2),
+            ["dataset_size is missing"],
+        ),
+        (
+            lambda: ngd_jax.fngd(
+                LAYERS, 0.1, share="iteration", batch_size=N, steps_per_epoch=jnp.asarray(2)
             ),
-            ["'sample'", "'position'"],
+            ["steps_per_epoch is", "expected an integer", "share='iteration'"],
+        ),
+        (
+            lambda: (
+                o := ngd_jax.fngd(ONE, 0.1, share="sample", dataset_size=N, steps_per_epoch=1)
+            ).update(
+                SMALL, o.init(SMALL), SMALL, records=OF_ONE(SMALL, *map(jnp.asarray, data()))[2]
+            ),
+            ["index is missing", "share='sample'"],
         ),
         (
             lambda: ngd_jax.precondition(LAYERS, ngd_core.TridiagonalKFAC()),

@@ -14,7 +14,7 @@ from ngd_core.lab import torch_models, torch_train
 from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.cli import main
 from ngd_core.lab.methods import METHODS
-from ngd_core.lab.train import Problem, trainer
+from ngd_core.lab.train import EXACT_DAMPING, Problem, trainer
 from ngd_core.testing import assert_close, assert_far
 
 ARRAYS = BACKENDS["torch"]()
@@ -204,7 +204,7 @@ def test_the_exact_gradient_of_a_transformer_is_autograds(monkeypatch):
         p = torch.softmax(scores.detach(), dim=0).numpy()
         fisher = fisher + slopes.T @ (np.diag(p) - np.outer(p, p)) @ slopes / len(rows)
     gradient = flat(loss)
-    want = reference.agreement(fisher, gradient, gradient, torch_train.EXACT_DAMPING)
+    want = reference.agreement(fisher, gradient, gradient, EXACT_DAMPING)
     assert_close(meeting[2:], want, size=gradient.size, kappa=1e4)
     assert_close(meeting.loss, float(loss.detach()), size=len(rows))
 
@@ -340,8 +340,8 @@ def test_modules_of_the_cores_networks_give_numpys_curves(tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("--models cnn,resnet", ["model 'resnet' is a torch.nn.Module", "--backend torch"]),
-        ("--models transformer --backend jax", ["'transformer' is a torch.nn.Module"]),
+        ("--models cnn,resnet", ["model 'resnet' is a module; give --backend torch, or"]),
+        ("--models transformer", ["'transformer' is a module; give --backend torch or jax"]),
         (
             "--models mlp --methods tridiagonal --backend torch",
             ["None of these methods takes all layers of the model 'mlp'", "--methods"],

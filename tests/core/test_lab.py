@@ -20,7 +20,6 @@ from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.cli import main
 from ngd_core.lab.errors import UserError, need
 from ngd_core.lab.methods import METHODS
-from ngd_core.lab.models import MODELS, Model
 from ngd_core.lab.progress import watching
 from ngd_core.lab.train import Problem, Run, trainer
 
@@ -168,6 +167,8 @@ def test_a_broken_file_gets_one_sentence(capsys, tmp_path, content):
     [
         ("torch", "compare --backend torch", "torch"),
         ("jax", "compare --backend jax", "jax"),
+        ("equinox", "compare --backend jax", "lab-jax"),
+        ("flax", "compare --backend jax", "lab-jax"),
         ("sklearn", "compare", "lab"),
         ("rich", "compare", "lab"),
         ("matplotlib", "compare", "lab"),
@@ -352,26 +353,6 @@ def test_images_from_a_file(tmp_path, stored):
     found = loaded(tmp_path)
     assert found["data"] == {"train": 40, "test": 9, "classes": 3}
     assert set(found["results"]) == {"cnn", "mlp-relu"}
-
-
-def test_jax_gives_the_same_curves(monkeypatch, tmp_path):
-    def small(shape, classes):
-        one, two = nn.Dense("one", int(np.prod(shape)), 12), nn.Dense("two", 12, classes)
-        return nn.Sequential(nn.Flatten(), one, nn.Sigmoid(), two)
-
-    monkeypatch.setitem(MODELS, "mlp", Model("Small", "one hidden layer, quick to compile", small))
-    words = (
-        "compare --models mlp --steps 6 --batch-size 64 --limit 200 --evaluate-every 2 --grid 0.1 "
-        f"--methods {','.join(METHODS)}"
-    )
-    assert ngd(words, "--out", tmp_path / "numpy") == 0
-    assert ngd(words, "--backend", "jax", "--out", tmp_path / "jax") == 0
-    one, two = (loaded(tmp_path / name)["results"]["mlp"] for name in ("numpy", "jax"))
-    for method in METHODS:
-        curves = [found[method]["best"]["train_loss"] for found in (one, two)]
-        np.testing.assert_allclose(*curves, rtol=1e-4)
-        assert len(set(curves[0])) == 4
-    assert "jax" in loaded(tmp_path / "jax")["versions"]
 
 
 NETWORK = reference.Network(

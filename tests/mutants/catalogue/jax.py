@@ -18,6 +18,7 @@ VIEWS = "backends/ngd_jax/_views.py"
 TEST = "tests/backends/test_jax_capture.py::"
 EACH = TEST + "test_records_are_those_of_each_examples_gradient"
 ORDER = TEST + "test_the_order_of_the_examples_is_followed_or_refused"
+TEST_LAB = "tests/backends/test_jax_lab.py::"
 TEST_OPTIMIZERS = "tests/backends/test_jax_optimizers.py::"
 
 MUTANTS = (
@@ -238,5 +239,26 @@ MUTANTS = (
         "layer if k in mine else jax.tree.map(jnp.zeros_like, layer)",
         "layer",
         "tests/backends/test_jax_frameworks.py::test_four_devices_take_the_steps_of_one",
+    ),
+    Mutant(
+        "one iteration for all",
+        TRANSFORM,
+        "else count % steps_per_epoch}",
+        "else 0 * count}",
+        TEST_OPTIMIZERS + "test_fngd_shares_by_iteration_and_by_sample[iteration]",
+    ),
+    Mutant(
+        "directions of other examples' coefficients",
+        TRANSFORM,
+        "hyper, **which\n        )",
+        "hyper, **{k: x[::-1] for k, x in which.items()}\n        )",
+        TEST_OPTIMIZERS + "test_fngd_shares_by_iteration_and_by_sample[sample]",
+    ),
+    Mutant(
+        "statistics refreshed by the comparison",
+        "ngd_core/lab/jax_train.py",
+        "STILL, INTERVAL = 3, 2",
+        "STILL, INTERVAL = 4, 2",
+        TEST_LAB + "test_a_module_trains_as_the_core_network_does[kfac]",
     ),
 )
