@@ -40,18 +40,19 @@ UNITS = {
     "": CORE,
     "reference": set(),
     "testing": CORE | {"", "reference"},
-    "lab": CORE | {"", "reference"},
+    "lab": CORE | {"", "reference", "testing"},
 }
 # ... and besides the standard library only these packages:
+SUBJECTS = {"torch", "jax", "cupy", "ngd_torch", "ngd_jax"}
 PACKAGES = {
     "_xp": ARRAY_API,
     "reference": {"numpy"},
     "state": {"numpy", "safetensors"},
-    "testing": {"numpy", "hypothesis", "pytest"},
+    "testing": {"numpy", "hypothesis", "pytest", "array_api_strict"} | SUBJECTS,
     "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl", "ngd_torch"} | FRAMEWORKS,
 }
 # A unit that loads these inside functions only, when asked to use them.
-LAZY = {"lab": FRAMEWORKS | {"ngd_torch"}, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
+LAZY = {"lab": FRAMEWORKS | {"ngd_torch"}, "testing": SUBJECTS | {"array_api_strict"}, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
 # ... but for these, which the unit itself loads inside functions only:
 EAGER = {
     "ngd_core.lab.torch_models": {"torch"},
