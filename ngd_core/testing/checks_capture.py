@@ -43,14 +43,14 @@ def records_give_the_gradient(
     want = given.gradients()
     for spec, record in _captured(backend, given).items():
         got = np.asarray(factors.mean_gradient(spec, record))
-        options = {"dtype": backend.dtypes[-1], "size": 64 * examples}
+        options: dict[str, Any] = {"dtype": backend.dtypes[-1], "size": 64 * examples}
         assert_close(got, want[spec.name], **options)
 
 
 def records_are_of_each_example(
     backend: BackendUnderTest, network: str, examples: int, seed: int
 ) -> None:
-    """Each example has its own gradient, not divided by N, whatever the loss does with the batch."""
+    """Each example has its own gradient, not divided by N, whatever the loss averages."""
     given = problem(network, examples, seed)  # type: ignore[arg-type]
     want = given.example_gradients()
     for spec, record in _captured(backend, given).items():
@@ -64,11 +64,13 @@ def records_are_of_each_example(
 def records_have_the_true_factors(
     backend: BackendUnderTest, network: str, examples: int, seed: int
 ) -> None:
-    """``A`` and ``G`` of the records are those of the empirical Fisher, shared positions included."""
+    """``A`` and ``G`` of the records are those of the empirical Fisher, positions included."""
     given = problem(network, examples, seed)  # type: ignore[arg-type]
     want = given.factors("empirical")
     for spec, record in _captured(backend, given).items():
-        for got, factor in zip(factors.kronecker_factors(spec, record), want[spec.name], strict=True):
+        for got, factor in zip(
+            factors.kronecker_factors(spec, record), want[spec.name], strict=True
+        ):
             assert_close(np.asarray(got), factor, dtype=backend.dtypes[-1], size=64 * examples)
 
 
@@ -96,9 +98,7 @@ def capture_repeats(backend: BackendUnderTest, network: str, examples: int, seed
         assert_close(other[spec].g, record.g, dtype=backend.dtypes[-1])
 
 
-def records_are_detached(
-    backend: BackendUnderTest, network: str, examples: int, seed: int
-) -> None:
+def records_are_detached(backend: BackendUnderTest, network: str, examples: int, seed: int) -> None:
     """Arrays of records are data: they keep no graph of the computation that made them alive."""
     assert backend.capture is not None
     given = problem(network, examples, seed)  # type: ignore[arg-type]

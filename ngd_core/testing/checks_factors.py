@@ -5,6 +5,8 @@ Each check is a function of a `BackendUnderTest` and plain numbers; its docstrin
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ngd_core import factors
@@ -18,7 +20,7 @@ __all__ = ["CHECKS"]
 def factors_are_the_loops(
     backend: BackendUnderTest, dtype: str, layer: str, examples: int, scale: float, seed: int
 ) -> None:
-    """``A = E[a a^T]`` and ``G = E[g g^T]``, bias and shared positions included, equal the loops."""
+    """``A = E[a a^T]`` and ``G = E[g g^T]``, bias and positions included, equal the loops."""
     spec = LAYERS[layer]
     record = records((layer,), examples, seed, scale)[spec]
     found = factors.kronecker_factors(spec, backend.array(record, dtype), xp=backend.xp)
@@ -53,7 +55,9 @@ def factors_scale_with_the_loss(
     one, more = (
         backend.numpy(
             factors.kronecker_factors(
-                spec, backend.array(records((layer,), examples, seed, k)[spec], dtype), xp=backend.xp
+                spec,
+                backend.array(records((layer,), examples, seed, k)[spec], dtype),
+                xp=backend.xp,
             )
         )
         for k in (1.0, scale)
@@ -71,9 +75,7 @@ def factors_forget_duplicates_and_order(
     record = records((layer,), examples, seed)[spec]
     index = np.random.default_rng(seed).permutation(np.repeat(np.arange(examples), copies))
     one, other = (
-        backend.numpy(
-            factors.kronecker_factors(spec, backend.array(r, dtype), xp=backend.xp)
-        )
+        backend.numpy(factors.kronecker_factors(spec, backend.array(r, dtype), xp=backend.xp))
         for r in (record, record._replace(a=record.a[index], g=record.g[index]))
     )
     for got, want in zip(other, one, strict=True):
@@ -91,7 +93,11 @@ def example_gradients_are_the_loops(
     want = np.concatenate([U for _, _, U in layer_oracle(spec, record)], axis=1)
     assert_close(each.reshape(examples, -1), want, dtype=dtype, size=8)
     mean = backend.numpy(factors.mean_gradient(spec, array, xp=backend.xp))
-    options = {"dtype": dtype, "size": 8 * examples, "scale": float(np.max(np.abs(want)))}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "size": 8 * examples,
+        "scale": float(np.max(np.abs(want))),
+    }
     assert_close(mean.reshape(-1), want.mean(axis=0), **options)
 
 

@@ -89,7 +89,9 @@ def step(
     """
     first = True
     for batch in batches:
-        state = method.accumulate(state, batch, hyper if first else hyper._replace(decay=1.0), xp=xp)
+        state = method.accumulate(
+            state, batch, hyper if first else hyper._replace(decay=1.0), xp=xp
+        )
         first = False
     state, refreshed = method.refresh(state, hyper, xp=xp)
     directions, info = method.direction(state, grads, batches[-1], hyper, xp=xp)
@@ -173,9 +175,7 @@ def ekfac_is_the_dense_solve_in_its_basis(
     S = np.diag(reference.kron(Q_G, Q_A).T @ F @ reference.kron(Q_G, Q_A)).reshape(2, 4)
     want = reference.ekfac_direction(grads[spec], S, Q_A, Q_G, damping)
     kappa = 1 + float(S.max()) / damping
-    assert_close(
-        backend.numpy(directions)[spec], want, dtype=dtype, size=8 * examples, kappa=kappa
-    )
+    assert_close(backend.numpy(directions)[spec], want, dtype=dtype, size=8 * examples, kappa=kappa)
 
 
 def sngd_is_the_dense_local_solve(
@@ -217,7 +217,7 @@ def fngd_is_the_dense_damped_solve(
 def sofim_is_the_dense_rank_one_solve(
     backend: BackendUnderTest, dtype: str, damping: float, scale: float, seed: int
 ) -> None:
-    """``(M M^T + rho I)^-1 M`` with M the bias-corrected average of the gradients, by the matrix."""
+    """``(M M^T + rho I)^-1 M`` M the bias-corrected average of the gradients, by the matrix."""
     batches = [records(("fc", "conv"), 2, seed + k, scale) for k in range(3)]
     grads = [_mean(batch) for batch in batches]
     rho, xp = damping * scale**2, backend.xp
@@ -346,7 +346,7 @@ def steps_scale_with_the_loss(
     scale: float,
     seed: int,
 ) -> None:
-    """A loss times k with a damping times ``k^2`` has k times the gradient and 1/k the direction."""
+    """A loss times k with a damping times ``k^2`` has 1/k times the direction."""
     made, names = _made(backend, averaging, examples)
     one, more = (
         _stepped(
@@ -368,7 +368,7 @@ def steps_scale_with_the_loss(
 def states_keep_their_structure(
     backend: BackendUnderTest, dtype: str, method: str, seed: int
 ) -> None:
-    """Over steps a state keeps its keys, shapes, dtypes and device, and no argument is written to."""
+    """Over steps a state keeps its keys, shapes, dtypes and device; no argument is written to."""
     made, names = _made(backend, method, 3)
     batch = records(names, 3, seed)
     grads = backend.array(_mean(batch), dtype)

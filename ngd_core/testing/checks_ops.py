@@ -27,9 +27,15 @@ FUNCTIONS = (
 )
 """Functions of the Array API standard that the core calls."""
 
+ATTRIBUTES = ("device", "dtype", "mT", "ndim", "shape")
+"""Attributes of arrays that it reads."""
+
 
 def namespace_has_what_the_core_calls(backend: BackendUnderTest) -> None:
-    """The namespace has every function of the Array API standard that the core calls."""
+    """The namespace has every function of the Array API standard that the core calls.
+
+    And arrays have the attributes that it reads; a library's own arrays are not wrapped.
+    """
     missing = []
     for name in FUNCTIONS:
         found = backend.xp
@@ -37,6 +43,8 @@ def namespace_has_what_the_core_calls(backend: BackendUnderTest) -> None:
             found = getattr(found, part, None)
         if found is None:
             missing.append(name)
+    array = backend.array(np.eye(2))
+    missing += [f"array.{name}" for name in ATTRIBUTES if not hasattr(array, name)]
     assert not missing, f"the namespace of {backend.name} lacks {', '.join(missing)}"
 
 

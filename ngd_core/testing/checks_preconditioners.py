@@ -6,6 +6,7 @@ law. They look at directions alone, so they hold for code of any framework and a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,7 @@ from ngd_core.testing.assertions import assert_close, tolerance
 from ngd_core.testing.problems import Problem, problem
 from ngd_core.testing.protocol import PreconditionerUnderTest
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "checks_for"]
 
 POSITIONS = {"dense": 1, "conv": 4}
 """Shared positions T of the first layer of the problems; the last one has 1."""
@@ -32,15 +33,13 @@ def _directions(subject: PreconditionerUnderTest, given: Problem) -> dict[str, A
 def direction_is_the_dense_damped_solve(
     subject: PreconditionerUnderTest, network: str, examples: int, damping: float, seed: int
 ) -> None:
-    """``(G (x) A damped)^-1 grad h`` for ``h = (1/N) sum l_n`` and ``G (x) A`` of that mean's Fisher.
+    """``(G (x) A damped)^-1 grad h``, ``h = (1/N) sum l_n`` and ``G (x) A`` of that mean's Fisher.
 
     ``A = E[a a^T]`` over examples and positions, ``G = (1/N) sum g g^T`` over examples, summed over
     positions, g the gradient of an example's own loss, the division by N of a mean loss undone.
     """
-    if subject.split is None:
-        return
     given = problem(network, examples, seed, damping)  # type: ignore[arg-type]
-    found, want = _directions(subject, given), given.kfac(subject.fisher, subject.split)
+    found, want = _directions(subject, given), given.kfac(subject.fisher, subject.split or "exact")
     kappa = given.condition(subject.fisher)
     try:
         for name, u in want.items():
@@ -91,9 +90,7 @@ def _solved(grad: Any, A: Any, G: Any, damping: float, split: str) -> Any:
 def one_example_has_its_exact_natural_gradient(
     subject: PreconditionerUnderTest, damping: float, seed: int
 ) -> None:
-    """For one example and no shared positions ``G (x) A`` is the layer's block of the exact Fisher."""
-    if subject.split != "exact" or "dense" not in subject.networks:
-        return
+    """For one example without positions ``G (x) A`` is the layer's block of the exact Fisher."""
     given = problem("dense", 1, seed, damping)
     found, kappa = _directions(subject, given), given.condition(subject.fisher)
     arguments = given.network, given.params, given.x, "gaussian"
@@ -157,7 +154,7 @@ def _assert_same(
 def direction_descends(
     subject: PreconditionerUnderTest, network: str, examples: int, damping: float, seed: int
 ) -> None:
-    """``<direction, gradient>`` is above zero: the inverse of the curvature is positive definite."""
+    """``<direction, gradient>`` is above zero: the inverse curvature is positive definite."""
     given = problem(network, examples, seed, damping)  # type: ignore[arg-type]
     found = _directions(subject, given)
     inner = sum(float(np.sum(found[n] * g)) for n, g in given.gradients().items())
@@ -187,3 +184,33 @@ CHECKS = (
     large_damping_leaves_the_gradient,
 )
 """The checks of this level for a preconditioner."""
+
+
+def checks_for(subject: PreconditionerUnderTest) -> tuple[Callable[..., None], ...]:
+    """List the checks that a preconditioner's own claims allow.
+
+    Parameters
+    ----------
+    subject : PreconditionerUnderTest
+        Without a known split of the damping there is no dense solve to compare with; only the
+        exact one makes one example exact, and that is asked of dense networks.
+
+    Returns
+    -------
+    tuple of callable
+        Of `CHECKS`.
+
+    Examples
+    --------
+    >>> from ngd_core.testing import PreconditionerUnderTest
+    >>> from ngd_core.testing.checks_preconditioners import CHECKS, checks_for
+    >>> plain = PreconditionerUnderTest("gradient", lambda p: p.gradients(), split=None)
+    >>> len(CHECKS) - len(checks_for(plain))
+    2
+    """
+    left_out: list[Callable[..., None]] = []
+    if subject.split is None:
+        left_out.append(direction_is_the_dense_damped_solve)
+    if subject.split != "exact" or "dense" not in subject.networks:
+        left_out.append(one_example_has_its_exact_natural_gradient)
+    return tuple(check for check in CHECKS if check not in left_out)

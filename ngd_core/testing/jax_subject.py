@@ -11,7 +11,7 @@ __all__ = ["capture"]
 
 
 def capture(problem: Problem) -> dict[str, LayerRecord]:
-    """Records that `ngd_jax.value_and_grad` takes of the problem's loss.
+    """Take the records that `ngd_jax.value_and_grad` makes of the problem's loss.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def capture(problem: Problem) -> dict[str, LayerRecord]:
     params = {}
     for name, spec in specs.items():
         block = jnp.asarray(problem.params[name])
-        shape = (spec.out_features, spec.in_features)
+        shape: tuple[int, ...] = (spec.out_features, spec.in_features)
         if spec.geometry is not None:
             shape += spec.geometry.kernel_size
         params[name] = block[:, :-1].reshape(shape)
@@ -56,7 +56,7 @@ def _apply(model: Any, params: Any, x: Any) -> Any:
     import jax.numpy as jnp
 
     for layer in model.layers:
-        spec = getattr(layer, "spec", None)
+        spec: Any = getattr(layer, "spec", None)
         if isinstance(layer, nn.Tanh):
             x = jnp.tanh(x)
         elif isinstance(layer, nn.Flatten):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -162,7 +161,7 @@ def layer_oracle(spec: LayerSpec, record: LayerRecord) -> list[tuple[Floats, Flo
 
 def _oracle_layer(spec: LayerSpec, size: tuple[int, ...] | None) -> reference.Layer:
     if spec.geometry is None:
-        sizes = {"in_features": spec.in_features, "out_features": spec.out_features}
+        sizes: dict[str, Any] = {"in_features": spec.in_features, "out_features": spec.out_features}
         return reference.Layer("dense", spec.name, **sizes, bias=spec.bias)
     g = spec.geometry
     return reference.Layer(
@@ -228,7 +227,7 @@ class Problem:
                 made.append(reference.Layer(type(layer).__name__.lower()))
             else:
                 made.append(_oracle_layer(spec, size))
-        return reference.Network(made)
+        return reference.Network(tuple(made))
 
     def gradients(self) -> dict[str, Floats]:
         """Gradients of the mean loss by the oracle, one block a layer."""
@@ -252,9 +251,7 @@ class Problem:
         outputs = self.network.forward(self.params, self.x)
         return {
             "exact": reference.backpropagated_vectors("gaussian", outputs),
-            "empirical": reference.backpropagated_vectors(
-                "gaussian", outputs, "empirical", self.y
-            ),
+            "empirical": reference.backpropagated_vectors("gaussian", outputs, "empirical", self.y),
         }
 
     def factors(self, fisher: Literal["exact", "empirical"]) -> dict[str, tuple[Floats, Floats]]:
@@ -324,7 +321,9 @@ def problem(
     model = nn.Sequential(*layers)
     params = {n: r.standard_normal(s) / s[-1] ** 0.5 for n, s in nn.shapes(model).items()}
     return Problem(
-        model, params, r.standard_normal((examples, *shape)), r.standard_normal((examples, 2)), damping
+        model,
+        params,
+        r.standard_normal((examples, *shape)),
+        r.standard_normal((examples, 2)),
+        damping,
     )
-
-

@@ -230,10 +230,8 @@ def checks_of(
 
 def _offered(subject: Subject) -> dict[str, tuple[Callable[..., None], ...]]:
     if isinstance(subject, PreconditionerUnderTest):
-        return {"methods": checks_preconditioners.CHECKS}
-    left_out = {
-        level for level in ("capture", "compile") if getattr(subject, level, None) is None
-    }
+        return {"methods": checks_preconditioners.checks_for(subject)}
+    left_out = {level for level in ("capture", "compile") if getattr(subject, level, None) is None}
     return {level: found for level, found in _BACKEND.items() if level not in left_out}
 
 
@@ -436,7 +434,8 @@ def _outcome(check: Check, subject: Subject, reason: str | None) -> Outcome:
         check(subject)
     except Exception as found:
         *notes, code = getattr(found, "__notes__", [""])
-        said = [n for n in notes if not n.startswith(("Law ", "Falsifying example"))]
+        own = ("Law ", "Falsifying ", "Failing ")
+        said = [note for note in notes if not note.startswith(own)]
         error = "\n".join([f"{type(found).__name__}: {found}", *said])
         code = code.partition("\n\n")[2]
     seconds = time.perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ngd_core import KFAC, LayerRecord, nn
 from ngd_core.testing.problems import Problem
@@ -83,9 +83,7 @@ def loss_of(problem: Problem, model: Any) -> Any:
     return 0.5 * ((outputs - torch.tensor(problem.y)) ** 2).sum() / len(problem.x)
 
 
-def preconditioned(
-    problem: Problem, run: Callable[[Any, Any], object]
-) -> dict[str, Any]:
+def preconditioned(problem: Problem, run: Callable[[Any, Any], object]) -> dict[str, Any]:
     """Blocks ``[W b]`` of a module's gradients after somebody's code changed them.
 
     Parameters
@@ -124,7 +122,7 @@ def preconditioned(
 class _Recorder:
     """K-FAC that keeps the records it is given."""
 
-    kinds = KFAC.kinds
+    kinds: ClassVar[tuple[str, ...]] = KFAC.kinds
 
     def __init__(self) -> None:
         self.kfac, self.found = KFAC(), dict[str, LayerRecord]()
@@ -138,7 +136,7 @@ class _Recorder:
 
 
 def capture(problem: Problem) -> dict[str, LayerRecord]:
-    """Records that `ngd_torch` takes in one backward pass of the problem's loss.
+    """Take the records that `ngd_torch` makes in one backward pass of the problem's loss.
 
     Parameters
     ----------
@@ -159,7 +157,8 @@ def capture(problem: Problem) -> dict[str, LayerRecord]:
     """
     from ngd_torch import Preconditioner
 
-    model, recorder = module_of(problem), _Recorder()
+    recorder: Any = _Recorder()
+    model = module_of(problem)
     preconditioner = Preconditioner(
         model, recorder, fisher="empirical", likelihood="gaussian", factor_every=1
     )

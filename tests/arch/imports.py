@@ -52,7 +52,12 @@ PACKAGES = {
     "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl", "ngd_torch"} | FRAMEWORKS,
 }
 # A unit that loads these inside functions only, when asked to use them.
-LAZY = {"lab": FRAMEWORKS | {"ngd_torch"}, "testing": SUBJECTS | {"array_api_strict"}, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
+LAZY = {
+    "lab": FRAMEWORKS | {"ngd_torch"},
+    "testing": SUBJECTS | {"array_api_strict"},
+    "state": {"numpy", "safetensors"},
+    "ngd_torch": {"rich"},
+}
 # ... but for these, which the unit itself loads inside functions only:
 EAGER = {
     "ngd_core.lab.torch_models": {"torch"},

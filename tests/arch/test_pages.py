@@ -29,7 +29,15 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("analysis", "cupy", "getting-started", "operators", "jax", "pytorch")
+        for name in (
+            "analysis",
+            "conformance",
+            "cupy",
+            "getting-started",
+            "operators",
+            "jax",
+            "pytorch",
+        )
     ),
 ]
 

@@ -19,9 +19,7 @@ from ngd_core.testing import (
 )
 
 NUMPY = find_backend("numpy")
-COMPILING = BackendUnderTest(
-    **{**vars(NUMPY), "compile": lambda f: f, "compilations": lambda _: 1}
-)
+COMPILING = BackendUnderTest(**{**vars(NUMPY), "compile": lambda f: f, "compilations": lambda _: 1})
 EXACT = wrong.preconditioner(wrong.exact, "exact")
 ALL = {check.name: check for check in checks_of(COMPILING, max_examples=8)}
 THEIRS = {check.name: check for check in checks_of(EXACT, max_examples=8)}
@@ -134,7 +132,7 @@ def test_levels_that_are_not_offered_are_not_run():
         "methods",
     }
     assert {check.level for check in checks_of(EXACT)} == {"methods"}
-    assert [check.examples for check in checks_of(NUMPY, profile="deep")][0] == 1000
+    assert checks_of(NUMPY, profile="deep")[0].examples == 1000
 
 
 @pytest.mark.parametrize(
@@ -166,11 +164,11 @@ class Point:
 
 def test_installed_packages_are_discovered(monkeypatch):
     mine = BackendUnderTest("mine", NUMPY.xp)
-    monkeypatch.setattr(discovery, "entry_points", lambda group: [Point(lambda: mine)])
+    monkeypatch.setattr(discovery, "entry_points", lambda **_: [Point(lambda: mine)])
     assert "mine" in known_backends()
     assert find_backend("mine") is mine
     assert "find_backend('mine')" in mine.source
-    monkeypatch.setattr(discovery, "entry_points", lambda group: [Point(3)])
+    monkeypatch.setattr(discovery, "entry_points", lambda **_: [Point(3)])
     with pytest.raises(TypeError, match="my_package:backend gives a int; expected"):
         find_backend("mine")
 

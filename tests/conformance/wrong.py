@@ -98,15 +98,11 @@ def frozen(f):
     return first
 
 
-
-
-def _only_the_first(m, *, xp):
+def _only_the_first(m, **_):
     inverse = np.linalg.inv(m)
     if m.ndim > 2:
         inverse[1:] = inverse[:1]
     return inverse
-
-
 
 
 def _eigh(change):
@@ -173,17 +169,15 @@ BACKENDS = {
         cholesky=lambda m: np.swapaxes(np.linalg.cholesky(m), -1, -2)
     ),
     "eigh_diagonalises_stacks": linalg(eigh=_eigh(lambda w, q: (w[..., ::-1], q[..., ::-1]))),
-    "spd_inverse_inverts": table(spd_inverse=lambda m, *, xp: 1.01 * np.linalg.inv(m)),
+    "spd_inverse_inverts": table(spd_inverse=lambda m, **_: 1.01 * np.linalg.inv(m)),
     "spd_inverse_is_the_pure_twin": table(
-        spd_inverse=lambda m, *, xp: np.linalg.inv(m + 0.01 * np.eye(m.shape[-1], dtype=m.dtype))
+        spd_inverse=lambda m, **_: np.linalg.inv(m + 0.01 * np.eye(m.shape[-1], dtype=m.dtype))
     ),
     "a_stack_is_inverted_as_its_matrices": table(spd_inverse=_only_the_first),
     "damped_inverse_survives_anything": library(
         isfinite=lambda x: np.ones(np.shape(x), dtype=bool)
     ),
-    "cond_takes_the_branch": table(
-        cond=lambda pred, true, false, *, xp: false() if pred else true()
-    ),
+    "cond_takes_the_branch": table(cond=lambda pred, true, false, **_: false() if pred else true()),
     "roots_square_to_the_matrix": linalg(eigh=_eigh(lambda w, q: (2 * w, q))),
     "factors_are_the_loops": patched(
         factors, "kronecker_factors", lambda found, *_, **__: (found[0], 2 * found[1])
