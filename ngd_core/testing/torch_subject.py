@@ -165,4 +165,4 @@ def capture(problem: Problem) -> dict[str, LayerRecord]:
     loss_of(problem, model).backward()
     preconditioner.step()
     preconditioner.close()
-    return recorder.found
+    return dict(recorder.found)
