@@ -1,11 +1,13 @@
 """The suite itself: right subjects pass, and for each check there is a wrong one that it fails."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conformance import wrong
 
+from ngd_core.inversion import Ops
 from ngd_core.testing import (
     BackendUnderTest,
     PreconditionerUnderTest,
@@ -19,7 +21,7 @@ from ngd_core.testing import (
 )
 
 NUMPY = find_backend("numpy")
-COMPILING = BackendUnderTest(**{**vars(NUMPY), "compile": lambda f: f, "compilations": lambda _: 1})
+COMPILING = replace(NUMPY, compile=lambda f: f, compilations=lambda _: 1)
 EXACT = wrong.preconditioner(wrong.exact, "exact")
 ALL = {check.name: check for check in checks_of(COMPILING, max_examples=8)}
 THEIRS = {check.name: check for check in checks_of(EXACT, max_examples=8)}
@@ -64,18 +66,25 @@ def test_every_check_has_its_wrong_subject():
 
 
 def broken(source=""):
-    return BackendUnderTest(
-        **{**vars(wrong.BACKENDS["spd_inverse_inverts"](None)), "source": source}
-    )
+    return replace(wrong.BACKENDS["spd_inverse_inverts"](None), source=source)
+
+
+def broken_from_two(source=""):
+    """Inverts numbers well, and matrices not."""
+
+    def inverse(m, **_):
+        return (1.01 if m.shape[-1] > 1 else 1.0) * np.linalg.inv(m)
+
+    return replace(NUMPY, ops=Ops(inverse), source=source)
 
 
 def test_a_counter_example_is_shrunk_and_runs():
     """The code of a report raises the failure that it reports; sizes are the smallest."""
-    source = "from conformance.test_suite import broken\nsubject = broken()"
-    report = check_backend(broken(source), levels=["ops"], profile="quick")
+    source = "from conformance.test_suite import broken_from_two\nsubject = broken_from_two()"
+    report = check_backend(broken_from_two(source), levels=["ops"], profile="quick")
     [failed] = [o for o in report.outcomes if o.name == "spd_inverse_inverts"]
     assert failed.status == "failed"
-    for part in ("dtype=", "n=1", "stack=1", "condition=1.0", "seed=0"):
+    for part in ("dtype=", "n=2", "stack=1", "condition=1.0", "seed=0"):
         assert part in failed.code
     with pytest.raises(AssertionError, match="relative error") as caught:
         exec(failed.code, {})
