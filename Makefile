@@ -96,12 +96,12 @@ $(VENV)/.lab: $(VENV)/.base
 $(VENV)/.test: $(VENV)/.lab
 	@echo 'Setting up $(VENV): torch, JAX and the test tools (large, once)'
 	@$(INSTALL) torch
-	@$(INSTALL) --no-build-isolation -e '.[lab,torch,jax,testing]' --group test
+	@$(INSTALL) --no-build-isolation -e '.[lab,torch,jax,checks]' --group test
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.lab
 	@echo 'Setting up $(VENV): the linters'
-	@$(INSTALL) --no-build-isolation -e '.[lab,testing]' --group lint
+	@$(INSTALL) --no-build-isolation -e '.[lab,checks]' --group lint
 	@touch $@
 
 # the reference imports ngd_torch and ngd_jax

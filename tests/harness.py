@@ -13,23 +13,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from ngd_core.testing.protocol import tree_map
+
 PROFILES = {"quick": 5, "default": 24, "deep": 1000}
 EXAMPLES = PROFILES[os.environ.get("NGD_PROFILE", "default")]
 DTYPES = ("float32", "float64")
 
 dtypes = st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**31 - 1)
-
-
-def tree_map(f: Callable[[Any], Any], tree: Any) -> Any:
-    """Map over arrays in dicts, NamedTuples, tuples and lists; numbers and None stay."""
-    if isinstance(tree, dict):
-        return {key: tree_map(f, value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(tree_map(f, value) for value in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(tree_map(f, value) for value in tree)
-    return f(tree) if hasattr(tree, "dtype") else tree
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from ngd_core.lab import check
 from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.errors import UserError, need, unknown
 from ngd_core.lab.methods import METHODS
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 after a mistake that was explained on the standard error stream.
+        0; 1 if `ngd check` found a law that does not hold; 2 after a mistake that was explained
+        on the standard error stream.
     """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -73,9 +75,8 @@ def _run(words: list[str]) -> int:
         kind = "option" if word.startswith("-") else "argument"
         raise UserError(unknown(kind, word, options.get(words[0], COMMANDS)))
     if "handler" in arguments:
-        arguments.handler(arguments)
-    else:
-        parser.print_help()
+        return arguments.handler(arguments) or 0
+    parser.print_help()
     return 0
 
 
@@ -263,11 +264,16 @@ _COMPARE: dict[str, dict[str, Any]] = {
     "--overwrite": {"action": "store_true", "help": "replace results that are there"},
 }
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, dict[str, Any]]] = {
     "compare": (
         _compare,
         "train small networks with several methods, each at its best learning rate of a grid; "
         "a table, a picture and the numbers",
         _COMPARE,
-    )
+    ),
+    "check": (
+        check.run,
+        "hold an array library, an adapter or a preconditioner to the laws of this library",
+        check.OPTIONS,
+    ),
 }

@@ -40,20 +40,26 @@ UNITS = {
     "": CORE,
     "reference": set(),
     "testing": CORE | {"", "reference"},
-    "lab": CORE | {"", "reference"},
+    "lab": CORE | {"", "reference", "testing"},
 }
 # Adapters, and libraries over a framework, that the lab trains models with.
 USED = {"ngd_torch", "ngd_jax", "optax", "equinox", "flax"}
 # ... and besides the standard library only these packages:
+SUBJECTS = {"torch", "jax", "cupy", "ngd_torch", "ngd_jax"}
 PACKAGES = {
     "_xp": ARRAY_API,
     "reference": {"numpy"},
     "state": {"numpy", "safetensors"},
-    "testing": {"numpy", "hypothesis", "pytest"},
+    "testing": {"numpy", "hypothesis", "pytest", "array_api_strict"} | SUBJECTS,
     "lab": {"numpy", "rich", "matplotlib", "sklearn", "threadpoolctl"} | FRAMEWORKS | USED,
 }
 # A unit that loads these inside functions only, when asked to use them.
-LAZY = {"lab": FRAMEWORKS | USED, "state": {"numpy", "safetensors"}, "ngd_torch": {"rich"}}
+LAZY = {
+    "lab": FRAMEWORKS | USED,
+    "testing": SUBJECTS | {"array_api_strict"},
+    "state": {"numpy", "safetensors"},
+    "ngd_torch": {"rich"},
+}
 # ... but for these, which the unit itself loads inside functions only:
 EAGER = {
     "ngd_core.lab.jax_models": {"jax", "equinox", "flax"},

@@ -29,7 +29,16 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("analysis", "cupy", "getting-started", "operators", "jax", "pytorch", "states")
+        for name in (
+            "analysis",
+            "conformance",
+            "cupy",
+            "getting-started",
+            "operators",
+            "jax",
+            "pytorch",
+            "states",
+        )
     ),
 ]
 
