@@ -150,17 +150,13 @@ class Walk(NamedTuple):
             return [self.grown(*pair, "shard_map") for pair in pairs]
         part = Walk(self.examples // sizes.pop(), self.found)
         states = [
-            state and part.grown(*pair, _by([state], "shard_map"))
-            for *pair, state in zip(body.invars, double.invars, inputs, strict=True)
+            state and part.grown(var, other, _by([state], "shard_map"))
+            for var, other, state in zip(body.invars, double.invars, inputs, strict=True)
         ]
+        results = part.run(body, double, states, path)
         return [
-            self.grown(*pair, _by([state], "shard_map") or _lost(state))
-            for *pair, state in zip(
-                eqn.outvars,
-                twin.outvars,
-                part.run(body, double, states, path),
-                strict=True,
-            )
+            self.grown(var, other, _by([state], "shard_map") or _lost(state))
+            for var, other, state in zip(eqn.outvars, twin.outvars, results, strict=True)
         ]
 
     def grown(self, var: Any, double: Any, by: str) -> State:
