@@ -254,6 +254,8 @@ class _Walk:
             return Batch(examples)
         digits = halved(state, examples, tuple(eqn.invars[data].aval.shape)) or ()
         axes = [axis for axis in digits if any(stride for _, stride in axis)]
+        if examples != self.found.examples:  # shards are put together as if the axis were theirs
+            return Batch(examples, lost="shard_map")
         return Batch(examples, fold=axes[0] if len(axes) == 1 else ())
 
     def tag(

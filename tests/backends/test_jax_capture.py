@@ -366,9 +366,23 @@ def once(h, w):
     return lax.fori_loop(0, jnp.asarray(h[0, 0] > 0, int), lambda _, h: h @ w, h)
 
 
+def scrambled(x):
+    return x.reshape(2, -1, 2).transpose(1, 0, 2)
+
+
+def halves(f):
+    """A shard_map over two devices."""
+    mesh = jax.sharding.AbstractMesh((2,), ("d",))
+    return jax.shard_map(f, mesh=mesh, in_specs=(ROWS, WHOLE), out_specs=ROWS)
+
+
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
+        (halves(lambda x, w: x.reshape(-1, 2, 2) @ w), None),
+        (halves(lambda x, w: x.reshape(-1, 2) @ w), "unknown after shard_map"),
+        (halves(lambda x, w: scrambled(x) @ w), "unknown after reshape"),
+        (lambda x, w: halves(lambda x, _: scrambled(x))(x, w) @ w, "after reshape"),
         (lambda x, w: jnp.stack([x, x]).reshape(-1, 2) @ w, None),
         (lambda x, w: lax.map(jnp.tanh, x, batch_size=2).reshape(-1, 2) @ w, None),
         (lambda x, w: lax.map(jnp.tanh, x.reshape(-1, 2)) @ w, None),

@@ -222,7 +222,7 @@ MUTANTS = (
     Mutant(
         "product that is seen counted beside its tag",
         GRAPH,
-        "del self.found.sites[use]",
+        "del self.found.sites[path]",
         "pass",
         TEST + "test_a_tagged_product_that_is_seen_counts_once",
     ),
