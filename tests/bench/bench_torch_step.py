@@ -53,6 +53,7 @@ def summary(found):
             "milliseconds": 1e3 * float(np.median(ratios) * np.median(base)),
             "slow_step": float(np.quantile(walls, 0.99) / usual),
             "memory": one["memory"] / found[FIRST]["memory"],
+            "counted": one["counted"],
             "loss": one["blocks"][-1]["loss"],
             **one["facts"],
         }
@@ -60,7 +61,7 @@ def summary(found):
 
 
 def table(results):
-    """Markdown of the ratios, a column a network."""
+    """Markdown: median, quartiles, and what the multiply-adds alone would make of it."""
     models = list(results)
     lines = ["| | " + " | ".join(models) + " |", "| --- " * (len(models) + 1) + "|"]
     for name in OPTIMIZERS:
@@ -68,7 +69,8 @@ def table(results):
         for model in models:
             row = results[model][name]
             low, middle, high = row["ratio"]
-            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+            counted = f", {row['counted']:.2f}" if row["counted"] else ""
+            cells.append(f"**{middle:.2f}** ({low:.2f} to {high:.2f}){counted}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -151,7 +151,7 @@ def serve(pipe, model, name):
             walls.append(time.perf_counter() - start)
         cpu = time.process_time() - cpu
         pipe.send({"cpu": cpu / count, "walls": walls, "loss": loss.item()})
-    pipe.send({"memory": _resident() - before})
+    pipe.send({"memory": _resident() - before, "counted": _counted(optimizer)})
 
 
 def _facts(network, optimizer, x, y):
@@ -164,3 +164,14 @@ def _facts(network, optimizer, x, y):
     if hasattr(optimizer, "report"):
         facts["bytes"] = optimizer.report().bytes
     return facts
+
+
+def _counted(optimizer):
+    """Multiply-adds of a step over those of the layers' own passes; None if they are not known."""
+    if not isinstance(optimizer, ngd_torch.NaturalGradient):
+        return None
+    try:
+        further, own = optimizer.report().cost()
+    except ValueError:
+        return None
+    return 1 + further / own
