@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ngd_core import _xp
 from ngd_core._typing import Array, Namespace
 
 __all__ = ["cross_moment", "second_moment"]
@@ -92,7 +93,8 @@ def _sum(x: Array, y: Array, bias: tuple[bool, bool], *, xp: Namespace) -> Array
     y_sum = x_sum if y is x else _added([xp.sum(b, axis=-2, keepdims=True) for b in others])
     if bias[1]:
         total = xp.concat([total, x_sum.mT], axis=-1)
-        y_sum = xp.concat([y_sum, xp.full_like(y_sum[..., :1], x.shape[-2])], axis=-1)
+        count = _xp.full((*y_sum.shape[:-1], 1), x.shape[-2], like=y_sum, xp=xp)
+        y_sum = xp.concat([y_sum, count], axis=-1)
     return xp.concat([total, y_sum], axis=-2) if bias[0] else total
 
 

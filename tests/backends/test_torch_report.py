@@ -320,7 +320,7 @@ def test_the_table_as_text():
     optimizer = ngd_torch.KFAC(model, 0.1, momentum=0.0)
     assert str(optimizer.report()).splitlines() == [
         "layer  parameters    kind    block       state   step    row    own",
-        "0      weight, bias  conv2d  8x28      6.6 KiB  8.18k    106    648",
+        "0      weight, bias  conv2d  8x28      6.6 KiB  8.18k    101    648",
         "3      weight        dense   10x288  648.8 KiB   978k  8.59k  8.64k",
         "",
         "1.weight follows its gradient: no rule for PReLU",

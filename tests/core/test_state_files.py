@@ -184,9 +184,9 @@ def test_numbers_that_numpy_has_not_are_refused_both_ways(tmp_path):
         if entry.get("shape") == [2, 2]:
             entry |= {"dtype": "BF16", "shape": [2, 8]}
     text = json.dumps(header).encode()
-    assert "no safetensors file" in refused(
-        path, len(text).to_bytes(8, "little") + text + data[8 + size :]
-    )
+    sentence = refused(path, len(text).to_bytes(8, "little") + text + data[8 + size :])
+    # NumPy knows these numbers as soon as anything has imported ml_dtypes; then the digest tells
+    assert "no safetensors file" in sentence or "has not the digest" in sentence
     import ml_dtypes
 
     with pytest.raises(TypeError, match="The array 'x' holds bfloat16; cast it"):

@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "bias counted as one row",
         MOMENT,
-        "xp.full_like(y_sum[..., :1], x.shape[-2])",
-        "xp.full_like(y_sum[..., :1], 1)",
+        "_xp.full((*y_sum.shape[:-1], 1), x.shape[-2], like",
+        "_xp.full((*y_sum.shape[:-1], 1), 1, like",
         TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
     ),
     Mutant(
