@@ -39,8 +39,8 @@ MUTANTS = (
     Mutant(
         "diagonal factor counted as a matrix",
         COST,
-        'of_inputs = 0 if spec.kind == "embedding" else c * c',
-        "of_inputs = c * c",
+        'of_inputs = 0 if spec.kind == "embedding" else (c - spec.bias) ** 2',
+        "of_inputs = (c - spec.bias) ** 2",
         STATISTICS + "[kfac-embedding-1]",
     ),
     Mutant(
@@ -53,8 +53,8 @@ MUTANTS = (
     Mutant(
         "one local Fisher counted where every output has its own",
         COST,
-        'each = r if method.metric == "relu" and',
-        'each = 1 if method.metric == "relu" and',
+        "each, inputs = (r, c) if relu",
+        "each, inputs = (1, c) if relu",
         STATISTICS + "[sngd relu-dense-1]",
     ),
     Mutant(
