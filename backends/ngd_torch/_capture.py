@@ -125,6 +125,9 @@ class Capture:
         if self.model() is not module:  # a copied model brings copies of the hooks
             return
         owner = self.owner()
+        if self.uses is not None:  # the forward pass before was broken off
+            self.uses.drop()
+            self.uses = None
         self.switch.armed = owner is not None and owner.wanted()
         if not self.switch.armed:
             return
@@ -180,6 +183,7 @@ class Capture:
         sampled = self.fisher != "empirical"
         terms = self.heads.terms(output, args, kwargs, sampled=sampled)
         if not terms or not uses.places:
+            uses.drop()
             return
         examples, *rest = terms[0].outputs.shape
         if (examples, *rest[:1]) in self.time_first and examples != rest[0]:

@@ -37,16 +37,21 @@ class Owner(Protocol):
 
 
 class Place:
-    """A use of a layer: where in the graph it is, its input, and its gradients so far.
+    """A use of a layer: its input, its gradients so far, and where in the graph it is.
 
-    With `outputs` it keeps a copy of its output, which what follows may change in place.
+    With `outputs` it keeps a copy of its output, which what follows may change in place. It knows
+    its place in the graph if gradients are `sampled`: the graph knows it by a hook, and the two
+    would keep each other for good if the hook were not taken off again, as `Uses.drop` does.
     """
 
-    def __init__(self, layer: Layer, x: torch.Tensor, z: torch.Tensor, *, outputs: bool) -> None:
+    def __init__(
+        self, layer: Layer, x: torch.Tensor, z: torch.Tensor, *, outputs: bool, sampled: bool
+    ) -> None:
         self.layer, self.x = layer, x
         self.z = z.detach().clone() if outputs else None
         self.shape = z.shape
-        self.edge: GradientEdge = get_gradient_edge(_source(z))  # now: z may be changed in place
+        edge = get_gradient_edge(_source(z)) if sampled else None  # now: z may change in place
+        self.edge: GradientEdge | None = edge
         self.numbers: int = z.numel()
         self.gradients: list[torch.Tensor] = []
         self.last = False  # of all places, none is behind this one on the way back
@@ -96,7 +101,7 @@ class Uses:
                 "ngd_core.SNGD."
             )
             raise ValueError(msg)
-        place = Place(layer, x, z, outputs=name in self.outputs)
+        place = Place(layer, x, z, outputs=name in self.outputs, sampled=self.sampled)
         self.places.setdefault(name, []).append(place)
         self.expected[name] = len(self.places[name])
         self.handles.append(_source(z).register_hook(partial(self.arrived, place)))
@@ -130,9 +135,20 @@ class Uses:
             For each pass the gradients at the outputs.
         """
         self.examples = examples
+        try:
+            self._carry(outputs, count, vectors)
+        finally:
+            self.drop()
+
+    def _carry(
+        self,
+        outputs: Sequence[torch.Tensor],
+        count: int,
+        vectors: Iterable[Sequence[torch.Tensor]],
+    ) -> None:
         places = [place for uses in self.places.values() for place in uses]
         reached = _reached(outputs, places)
-        edges = [place.edge for place in reached if place.last]
+        edges = [place.edge for place in reached if place.last and place.edge]
         if edges:
             numbers = sum(place.numbers for place in reached) * outputs[0].element_size()
             room = count if self.chunk_bytes is None else self.chunk_bytes // numbers
@@ -145,7 +161,6 @@ class Uses:
                 if left % self.together == 0:
                     self._rest()
                     self.together = min(self.together, left)
-        self.drop()
 
     def drop(self) -> None:
         """Take no more gradients."""
@@ -248,7 +263,8 @@ def _reached(outputs: Sequence[torch.Tensor], places: Sequence[Place]) -> list[P
     """Places that a pass from the outputs comes through; those that are last on it are marked."""
     at: dict[Node, list[Place]] = {}
     for place in places:
-        at.setdefault(place.edge.node, []).append(place)
+        if place.edge is not None:
+            at.setdefault(place.edge.node, []).append(place)
     behind: dict[Node, bool] = {}  # whether a place is behind a node
     todo = [(out.grad_fn, False) for out in outputs]
     while todo:

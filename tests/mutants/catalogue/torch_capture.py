@@ -15,6 +15,14 @@ TEST_PASSES = "tests/backends/test_torch_passes.py::"
 
 MUTANTS = (
     Mutant(
+        "gradients of the loss taken with the place in the graph in hand",
+        PASSES,
+        "edge = get_gradient_edge(_source(z)) if sampled else None",
+        "edge = get_gradient_edge(_source(z))",
+        "tests/backends/test_torch_memory.py::test_no_use_of_a_layer_outlives_its_step"
+        "[KFAC empirical]",
+    ),
+    Mutant(
         "mean over the examples undone by a root",
         CAPTURE,
         "scale = examples * spread**0.5 if",
