@@ -84,23 +84,23 @@ MODELS = {
 }
 """Network, shape of a batch, shape of its labels, classes."""
 
+RATE = 1e-4
+"""So small that a batch seen hundreds of times is not learnt, as tiny gradients take longer."""
 OFTEN = {"factor_every": 10, "inverse_every": 100}
 EMPIRICAL = {**OFTEN, "fisher": "empirical"}
 EVERY = {"factor_every": 1, "inverse_every": 1}
 TOKENS = {"examples": "positions", "class_axis": -1}
 OPTIMIZERS = {
-    "SGD + momentum": lambda m, **_: torch.optim.SGD(m.parameters(), 0.01, momentum=0.9),
-    "AdamW": lambda m, **_: torch.optim.AdamW(m.parameters(), 1e-3),
-    "K-FAC 10/100": lambda m, **o: ngd_torch.KFAC(m, 0.01, **OFTEN, **o),
-    "K-FAC 10/100, empirical": lambda m, **o: ngd_torch.KFAC(
-        m, 0.01, fisher="empirical", **OFTEN, **o
-    ),
-    "K-FAC every step": lambda m, **o: ngd_torch.KFAC(m, 0.01, **EVERY, **o),
-    "EKFAC 10/100": lambda m, **o: ngd_torch.EKFAC(m, 0.01, **OFTEN, **o),
-    "Projective 10/100": lambda m, **o: ngd_torch.ProjectiveKFAC(m, 0.01, **OFTEN, **o),
-    "SNGD 10/100": lambda m, **o: ngd_torch.SNGD(m, 0.01, **OFTEN, **o),
-    "FNGD, later epochs": lambda m, **_: ngd_torch.FNGD(m, 0.01, batch_size=m.examples),
-    "SOFIM": lambda m, **_: ngd_torch.SOFIM(m, 0.01, rho=1.0),
+    "SGD + momentum": lambda m, **_: torch.optim.SGD(m.parameters(), RATE, momentum=0.9),
+    "AdamW": lambda m, **_: torch.optim.AdamW(m.parameters(), RATE),
+    "K-FAC 10/100": lambda m, **o: ngd_torch.KFAC(m, RATE, **OFTEN, **o),
+    "K-FAC 10/100, empirical": lambda m, **o: ngd_torch.KFAC(m, RATE, **EMPIRICAL, **o),
+    "K-FAC every step": lambda m, **o: ngd_torch.KFAC(m, RATE, **EVERY, **o),
+    "EKFAC 10/100": lambda m, **o: ngd_torch.EKFAC(m, RATE, **OFTEN, **o),
+    "Projective 10/100": lambda m, **o: ngd_torch.ProjectiveKFAC(m, RATE, **OFTEN, **o),
+    "SNGD 10/100": lambda m, **o: ngd_torch.SNGD(m, RATE, **OFTEN, **o),
+    "FNGD, later epochs": lambda m, **_: ngd_torch.FNGD(m, RATE, batch_size=m.examples),
+    "SOFIM": lambda m, **_: ngd_torch.SOFIM(m, RATE, rho=1.0),
 }
 
 
