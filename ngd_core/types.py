@@ -373,7 +373,7 @@ CODE_MEANING = {
     2: "factorised again in float64",
     3: "not usable: the last good inverse is kept",
     4: "not usable and no good inverse yet: the identity is used",
-    5: "the gradient is not finite, or its direction would not be: the direction is zero",
+    5: "the gradient, its direction or their product is not finite: the direction is zero",
 }
 """Meaning of `Info.code`, from the mildest to the worst."""
 

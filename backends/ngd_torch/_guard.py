@@ -37,8 +37,8 @@ def take(moves: Sequence[Move], like: torch.Tensor, group: Group = ALONE) -> tor
 
     None is taken if a gradient or a direction is not finite, or if a parameter or its momentum
     would not be, by the bound ``|shrink| |p| + lr (mu |buffer| + scale |direction|)`` with norms
-    of whole tensors: the Euclidean one, whose square has to be finite too and which costs a
-    twentieth of the largest magnitude, but for float16 with its small range.
+    of whole tensors: the Euclidean one, whose square has to be finite too and which costs far less
+    than the largest magnitude, but for float16 with its small range.
 
     Parameters
     ----------

@@ -268,9 +268,10 @@ class NaturalGradient(torch.optim.Optimizer):  # type: ignore[misc]
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step, or none: where a number is not finite no parameter and no momentum moves.
 
-        That is so if a gradient or a direction is not finite, or if a parameter would not be;
-        `skipped` counts such steps. Statistics that are not finite were refused before, layer by
-        layer. The schedule begins with the first step whose gradients are finite.
+        That is so if a gradient or a direction is not finite, or if a parameter would not be, by
+        norms whose squares have to be finite too (below about 1e19 in float32); `skipped` counts
+        such steps. Statistics that are not finite were refused before, layer by layer. The schedule
+        begins with the first step whose gradients are finite.
 
         Parameters
         ----------

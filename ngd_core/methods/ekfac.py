@@ -318,8 +318,8 @@ class EKFAC:
             Code 1 if ``lambda`` was raised to ``10 eps tr(F)``, 3 if it is not a finite number >= 0
             and that of the last refresh was taken, 4 while there is no basis or nothing to divide
             by (no Fisher and no damping) and the direction is the gradient, 5 and a zero direction
-            if the gradient is not finite or its direction would not be, in the gradient's dtype;
-            the measure ``inner`` is ``<direction, gradient>``.
+            if the gradient, its direction in the gradient's dtype or their product is not finite;
+            the measure ``inner`` is that product ``<direction, gradient>``.
 
         Raises
         ------

@@ -305,9 +305,9 @@ class KFAC:
         directions : dict of LayerSpec to array
             ``(F + lambda I)^-1 grad`` in the gradients' dtype; subtract it, times a step size.
         info : dict of LayerSpec to Info
-            Code 4 while the inverse is the identity, 5 and a zero direction if the gradient is
-            not finite or its direction would not be, in the gradient's dtype; the measure
-            ``inner`` is ``<direction, gradient>``.
+            Code 4 while the inverse is the identity, 5 and a zero direction if the gradient, its
+            direction in the gradient's dtype or their product is not finite; the measure
+            ``inner`` is that product ``<direction, gradient>``.
 
         Raises
         ------

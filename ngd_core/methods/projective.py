@@ -375,9 +375,9 @@ class ProjectiveKFAC:
             In the gradients' dtype; subtract it, times a step size.
         info : dict of LayerSpec to Info
             Code 3 after a recursive update that could not be used, 4 while an inverse is the
-            identity, 5 and a zero direction if the gradient is not finite. Measures: ``inner`` is
-            ``<direction, gradient>``; ``remaining`` the least share of the damping that is left
-            in an inverse, 1 where none follows.
+            identity, 5 and a zero direction if the gradient, its direction or their product is not
+            finite. Measures: ``inner`` is that product; ``remaining`` the least share of the
+            damping that is left in an inverse, 1 where none follows.
 
         Raises
         ------

@@ -332,8 +332,9 @@ class TridiagonalKFAC:
         info : dict of LayerSpec to Info
             Code 4 while a layer's part of the inverse is the identity, 5 and zero directions for
             all layers if any gradient is not finite or any direction would not be, in the
-            gradient's dtype. The measure ``inner`` is ``<direction, gradient>`` of the layer: its
-            sum over the layers is positive, a single one need not be.
+            gradient's dtype, for one layer if its product with the gradient is not. The measure
+            ``inner`` is ``<direction, gradient>`` of the layer: its sum over the layers is
+            positive, a single one need not be.
 
         Raises
         ------
