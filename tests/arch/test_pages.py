@@ -28,17 +28,9 @@ def run(page):
 PAGES = [
     "README.md",
     *(
-        f"docs/{name}.md"
-        for name in (
-            "analysis",
-            "conformance",
-            "cupy",
-            "getting-started",
-            "operators",
-            "jax",
-            "pytorch",
-            "states",
-        )
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "docs").rglob("*.md"))
+        if "```python\n" in path.read_text()
     ),
 ]
 
