@@ -33,6 +33,8 @@ numpydoc_class_members_toctree = False
 
 html_theme = "furo"
 html_title = "ngd-core"
+html_static_path = ["static"]
+html_css_files = ["math.css"]
 
 
 def _escape_stars(app, what, name, obj, options, lines):

@@ -107,21 +107,24 @@ The core by itself takes records of every kind, from wherever they come.
 HEAD = """\
 # Support
 
-Which method takes which kind of layer, and where. `tests/support` holds the adapters to the statement that this page
-is written from by `make acceptance`. Parameters in other layers follow their gradients, and the report of the adapters to
-PyTorch and JAX says so. "NumPy" is the core by itself, with records of your own; "CuPy" is `ngd_cupy` on networks of
-`ngd_core.nn`, whose `LayerNorm` follows its gradient, and where a method that lacks a kind refuses the network.
+Which method takes which kind of layer, and where. `tests/support` holds the adapters to the
+statement that this page is written from by `make acceptance`. Parameters in other layers follow
+their gradients, and the report of the adapters to PyTorch and JAX says so. "NumPy" is the core by
+itself, with records of your own; "CuPy" is `ngd_cupy` on networks of `ngd_core.nn`, whose
+`LayerNorm` follows its gradient, and where a method that lacks a kind refuses the network.
 
 """
 KINDS_HEAD = """
-SOFIM has no layers: `ngd_core.SOFIM`, `ngd_torch.SOFIM`, `ngd_jax.sofim` and `ngd_cupy.SOFIM` take every parameter.
+SOFIM has no layers: `ngd_core.SOFIM`, `ngd_torch.SOFIM`, `ngd_jax.sofim` and `ngd_cupy.SOFIM` take
+every parameter.
 
 ## What the kinds are called
 
 """
 NAMES_HEAD = """
-In JAX a kind is found by the operation in which a parameter meets data, whatever library the model is written in. More is
-said at [PyTorch](pytorch.md#what-is-covered) and [JAX](jax.md#what-is-found).
+In JAX a kind is found by the operation in which a parameter meets data, whatever library the model
+is written in. More is said at [PyTorch](pytorch.md#what-is-covered) and
+[JAX](jax.md#what-is-found).
 
 ## What the methods are called
 
@@ -153,7 +156,13 @@ def page() -> str:
         for kind in KINDS
     ]
     names = [
-        [title, *(f"`{entry.names[b]}`" if b in entry.names else "" for b in BACKENDS)]
+        [
+            title,
+            *(
+                f"`{entry.names[b].partition('.')[2]}`" if b in entry.names else ""
+                for b in BACKENDS
+            ),
+        ]
         for title, entry in METHODS.items()
     ]
     return (
@@ -162,7 +171,7 @@ def page() -> str:
         + KINDS_HEAD
         + _table(["", "`ngd_core.nn`", "PyTorch modules", "JAX operations"], kinds)
         + NAMES_HEAD
-        + _table(["", *BACKENDS], names)
+        + _table(["", "`ngd_core`", "`ngd_cupy`", "`ngd_torch`", "`ngd_jax`"], names)
     )
 
 
