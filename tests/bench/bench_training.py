@@ -18,7 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 from training_contender import CONTENDERS, run
-from training_tables import draw, table
+from training_tables import draw, rivals, table
 from training_tasks import TASKS
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -55,10 +55,10 @@ def score(one):
 
 def settled(found, name, task, settings, seed, steps, part):
     """A run, made now unless it is stored."""
-    for one in found[part]:
-        if (one["contender"], one["settings"], one["seed"]) == (name, settings, seed):
-            return one, False
     row = {"contender": name, "settings": settings, "seed": seed, "asked": steps}
+    for one in found[part]:
+        if all(one[key] == value for key, value in row.items()):
+            return one, False
     one = {**row, **run(CONTENDERS[name], task, settings, seed, steps)}
     found[part].append(one)
     return one, True
@@ -88,14 +88,19 @@ def trained(name, source, path, say):
     }
     best = {}
     for contender, one in here.items():
-        tried = []
+        tried, times = [], task.longer if one.first_order else 1
         for settings in one.settings(task):
-            row, new = settled(found, contender, task, settings, 0, task.short, "tuning")
+            row, new = settled(found, contender, task, settings, 0, times * task.short, "tuning")
             tried.append((score(row), settings))
             if new:
                 written(path, found)
                 say(f"{name}: {contender} {settings} {tried[-1][0]:.4g} {row['seconds'][-1]:.1f} s")
         best[contender] = min(tried, key=lambda pair: pair[0])[1]
+    found["runs"] = [
+        row
+        for row in found["runs"]
+        if row["settings"] == best.get(row["contender"], row["settings"])
+    ]
     for seed in range(1, SEEDS + 1):
         for contender, one in here.items():
             steps = task.horizon * (task.longer if one.first_order else 1)
@@ -118,7 +123,7 @@ def test_training(name):
         say("autoencoder: without NGD_DATA it would be digits-autoencoder once more")
         return
     found = trained(name, DATA, OUT / f"training-{name}.json", say)
-    (OUT / f"training-{name}.md").write_text(table(found))
+    (OUT / f"training-{name}.md").write_text(table(found) + "\n" + rivals(found))
     draw(found, OUT / f"training-{name}.png")
     console.print(table(found))
     finals = {row["contender"]: row["losses"][-1] for row in found["runs"]}

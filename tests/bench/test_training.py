@@ -1,6 +1,7 @@
 """`bench_training` trains what it says, runs nothing twice, and reads its curves rightly."""
 
 import dataclasses
+import json
 from itertools import islice, pairwise
 
 import bench_training
@@ -12,7 +13,7 @@ from torch import nn
 from training_contender import CONTENDERS, Contender, run
 from training_exact import ExactNGD
 from training_quadratic import QuadraticKFAC
-from training_tables import at, draw, reached, table
+from training_tables import at, draw, reached, rivals, table
 from training_tasks import INCOMING, TASKS, Task, batches, bernoulli, categorical
 
 TINY = (5, 4, 2)
@@ -185,9 +186,12 @@ def test_what_is_stored_is_not_run_again_and_what_is_not_installed_is_named(tmp_
     monkeypatch.setitem(bench_training.TASKS, "tiny", lambda _: task)
     path = tmp_path / "tiny.json"
     found = bench_training.trained("tiny", "digits", path, said.append)
-    assert calls == [(0.5, 0, 4), (0.1, 0, 4), (0.1, 1, 24), (0.1, 2, 24)]
+    assert calls == [(0.5, 0, 12), (0.1, 0, 12), (0.1, 1, 24), (0.1, 2, 24)]
     assert bench_training.trained("tiny", "digits", path, said.append) == found
     assert len(calls) == 4
+    stale = {"contender": "here", "settings": {"lr": 0.7}, "seed": 1, "asked": 24}
+    path.write_text(json.dumps({**found, "runs": [stale, *found["runs"]]}))
+    assert bench_training.trained("tiny", "digits", path, said.append) == found
     assert "absent is left out" in said[0]
     assert "absent" in table(found)
 
@@ -227,6 +231,15 @@ def test_pictures_and_tables_are_made_of_the_stored_file(tmp_path):
     head, _, row = table(found).splitlines()
     assert head.count("|") == row.count("|")
     assert "| one | lr 0.1 | 200 | 7.5, 1.5 s | 0.75 |" in row
+
+
+def test_rivals_are_measured_to_where_they_ended():
+    ours, sgd = runs((3.0, 1.0, 0.5), (3.0, 0.5, 0.5)), runs((3.0, 1.5, 1.5), (3.0, 1.5, 1.5))
+    named = [{**run, "contender": "SGD, Nesterov"} for run in sgd]
+    head, _, own, peer = rivals({"runs": ours + named}).splitlines()
+    assert "to 2, the end of SGD, Nesterov (10 steps, 2 s)" in head
+    assert own == "| one | 5, 1 s |"
+    assert peer == "| SGD, Nesterov |  |"
 
 
 def test_contenders_without_their_package_are_left_out():

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-__all__ = ["draw", "reached", "table"]
+__all__ = ["draw", "reached", "rivals", "table"]
 
 PEERS = {"SGD, Nesterov": "0.0", "AdamW": "0.5", "SOAP": "#D62728", "Shampoo": "#E79A9B"}
 """What others made is dashed."""
@@ -102,6 +102,32 @@ def middle(runs):
     )
 
 
+def rivals(found):
+    """Markdown: the way of each contender to where its rivals ended, beside the rivals' own.
+
+    An end is the median over seeds of a run's last three looks.
+    """
+    runs = by_contender(found)
+    ends = {
+        name: float(np.median([np.mean(run["losses"][-3:]) for run in runs[name]]))
+        for name in PEERS
+        if name in runs
+    }
+    spent = {
+        name: [np.median([run[key][-1] for run in runs[name]]) for key in ("steps", "seconds")]
+        for name in ends
+    }
+    head = ["contender"] + [
+        f"to {ends[name]:.3g}, the end of {name} ({spent[name][0]:g} steps, {spent[name][1]:.3g} s)"
+        for name in ends
+    ]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for name, own in runs.items():
+        cells = [name] + ["" if peer == name else at(own, ends[peer]) for peer in ends]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def draw(found, path):
     """Loss over steps and over seconds: medians over seeds in a band from lowest to highest."""
     about = found["about"]
@@ -160,5 +186,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         source = Path(name)
         found = json.loads(source.read_text())
-        source.with_suffix(".md").write_text(table(found))
+        source.with_suffix(".md").write_text(table(found) + "\n" + rivals(found))
         draw(found, source.with_suffix(".png"))

@@ -49,7 +49,7 @@ class Task:
     """Steps between two looks at the loss."""
     targets: tuple[float, ...]
     longer: int = 1
-    """How many times the horizon SGD and AdamW go on for."""
+    """How many times the steps of others SGD and AdamW have, to tune and to count."""
 
 
 def batches(task, seed):
