@@ -27,18 +27,23 @@ class Contender:
     """``make(network, task, **settings)`` gives what a batch is handed to.
 
     The grid has at most four settings, so that everyone is tuned with as many runs. `sums` is the
-    grid where the loss is a sum over pixels, `only` the tasks it runs on (None: all).
+    grid where the loss is a sum over pixels, `full` where that is of 28 x 28 (None: the same), and
+    `only` are the tasks it runs on (None: all).
     """
 
     make: Callable[..., Advance]
     grid: tuple[dict[str, Any], ...]
     sums: tuple[dict[str, Any], ...]
+    full: tuple[dict[str, Any], ...] | None = None
     first_order: bool = False
     only: tuple[str, ...] | None = None
     needs: Any = True
 
     def settings(self, task):
-        return self.sums if task.options.get("likelihood") == "bernoulli" else self.grid
+        if task.options.get("likelihood") != "bernoulli":
+            return self.grid
+        large = task.rows[0].shape[1] > 64
+        return self.full if large and self.full is not None else self.sums
 
 
 def grid(**choices):
@@ -124,29 +129,36 @@ RATES = grid(lr=[1e-3, 3e-3, 0.01, 0.03])
 TENTHS = grid(lr=[0.01, 0.03, 0.1, 0.3])
 KRONECKER = grid(kl_clip=[1e-3, 3e-3], damping=[0.01, 0.1])
 KRONECKER_SUMS = grid(kl_clip=[3e-3, 1e-2], damping=[1e-3, 1e-2])
+KRONECKER_FULL = grid(kl_clip=[1e-2, 3e-2], damping=[3e-4, 1e-3])
 AUTOENCODERS = ("digits-autoencoder", "autoencoder")
 SMALL = ("digits-autoencoder", "cnn")
 
 CONTENDERS = {
-    "SGD, Nesterov": Contender(sgd, TENTHS, grid(lr=[3e-3, 0.01, 0.03, 0.1]), first_order=True),
+    "SGD, Nesterov": Contender(sgd, TENTHS, RATES, first_order=True),
     "AdamW": Contender(adamw, RATES, RATES, first_order=True),
     "SOAP": Contender(soap, RATES, grid(lr=[3e-3, 0.01, 0.03, 0.1]), needs=pytorch_optimizer),
     "Shampoo": Contender(
         shampoo, TENTHS, grid(lr=[3e-3, 0.01, 0.03, 0.1]), only=SMALL, needs=pytorch_optimizer
     ),
-    "KFAC": Contender(ours(ngd_torch.KFAC, **OFTEN), KRONECKER, KRONECKER_SUMS),
-    "EKFAC": Contender(ours(ngd_torch.EKFAC, **OFTEN), KRONECKER, KRONECKER_SUMS),
-    "ProjectiveKFAC": Contender(ours(ngd_torch.ProjectiveKFAC, **OFTEN), KRONECKER, KRONECKER_SUMS),
+    "KFAC": Contender(ours(ngd_torch.KFAC, **OFTEN), KRONECKER, KRONECKER_SUMS, KRONECKER_FULL),
+    "EKFAC": Contender(ours(ngd_torch.EKFAC, **OFTEN), KRONECKER, KRONECKER_SUMS, KRONECKER_FULL),
+    "ProjectiveKFAC": Contender(
+        ours(ngd_torch.ProjectiveKFAC, **OFTEN), KRONECKER, KRONECKER_SUMS, KRONECKER_FULL
+    ),
     "SNGD": Contender(
         sngd,
         grid(lr=[1e-3, 3e-3], damping=[0.1, 0.3]),
         grid(lr=[0.01, 0.03], damping=[0.1, 0.3]),
+        grid(lr=[3e-3, 0.01], damping=[0.3, 1.0]),
     ),
     "FNGD": Contender(
         fngd, grid(lr=[0.3, 1.0], damping=[1.0, 10.0]), grid(lr=[0.1, 0.3], damping=[10.0, 30.0])
     ),
     "SOFIM": Contender(
-        sofim, grid(lr=[0.3, 1.0], rho=[0.1, 1.0]), grid(lr=[1.0, 3.0], rho=[1.0, 10.0])
+        sofim,
+        grid(lr=[0.3, 1.0], rho=[0.1, 1.0]),
+        grid(lr=[1.0, 3.0], rho=[1.0, 10.0]),
+        grid(lr=[10.0, 30.0], rho=[10.0, 100.0]),
     ),
     "KFAC, quadratic": Contender(
         quadratic,

@@ -27,8 +27,8 @@ OURS = {
     "exact NGD": "#4A4A00",
     "KFAC, defaults": "#76C043",
 }
-HEADROOM = 0.04
-"""Share of the horizon after which the panels' upper end is the highest loss."""
+HEADROOM = 0.08
+"""Share of the horizon at which the median of the curves is near the panels' upper end."""
 
 
 def reached(run, target):
@@ -149,9 +149,10 @@ def draw(found, path):
         for steps, _, _, median, _ in curves.values()
         if steps[-1] >= HEADROOM * horizon
     ]
+    top = 1.25 * float(np.median(tops))
     bottoms = [np.nanmin(median) for *_, median, _ in curves.values()]
     panels[0].set_yscale("log")
-    panels[0].set_ylim(max(0.95 * min(bottoms), 1e-4), 1.05 * max(tops))
+    panels[0].set_ylim(max(0.95 * min(bottoms), 1e-4), top)
     panels[0].set_xlim(0, horizon)
     panels[1].set_xlim(0, 1.25 * np.median(ends))
     panels[0].set_xlabel("training steps", fontsize=13)
@@ -159,9 +160,7 @@ def draw(found, path):
     panels[0].set_ylabel("training loss of fixed examples (log scale)", fontsize=13)
     for axes in panels:
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(
-            "{x:g}" if max(tops) < 12 * min(bottoms) else NullFormatter()
-        )
+        axes.yaxis.set_minor_formatter("{x:g}" if top < 12 * min(bottoms) else NullFormatter())
         axes.tick_params(labelsize=11, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.93", which="both")
