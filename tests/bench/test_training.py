@@ -201,6 +201,7 @@ def runs(*curves):
         {
             "contender": "one",
             "settings": {"lr": 0.1},
+            "asked": 10,
             "steps": [0, 5, 10],
             "seconds": [0.0, 1.0, 2.0],
             "losses": list(losses),

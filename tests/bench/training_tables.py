@@ -105,13 +105,13 @@ def middle(runs):
 def rivals(found):
     """Markdown: the way of each contender to where its rivals ended, beside the rivals' own.
 
-    An end is the median over seeds of a run's last three looks.
+    An end is the median over seeds of a run's last three looks; who broke off has none.
     """
     runs = by_contender(found)
     ends = {
         name: float(np.median([np.mean(run["losses"][-3:]) for run in runs[name]]))
         for name in PEERS
-        if name in runs
+        if name in runs and all(run["steps"][-1] == run["asked"] for run in runs[name])
     }
     spent = {
         name: [np.median([run[key][-1] for run in runs[name]]) for key in ("steps", "seconds")]
@@ -136,13 +136,13 @@ def draw(found, path):
     figure = Figure(figsize=(14, 6.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     ends = []
-    for name, (steps, seconds, low, median, high) in curves.items():
+    for name, (steps, seconds, least, median, most) in curves.items():
         style = "--" if name in PEERS else "-"
         colour = PEERS.get(name) or OURS.get(name, "0.7")
         last = int(np.searchsorted(steps, horizon, side="right")) - 1
         ends.append(seconds[last])
         for axes, x in zip(panels, (steps, seconds), strict=True):
-            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.fill_between(x, least, most, color=colour, alpha=0.13, linewidth=0)
             axes.plot(x, median, style, color=colour, linewidth=2.2, label=name)
     tops = [
         median[np.searchsorted(steps, HEADROOM * horizon)]
@@ -152,7 +152,8 @@ def draw(found, path):
     top = 1.25 * float(np.median(tops))
     bottoms = [np.nanmin(median) for *_, median, _ in curves.values()]
     panels[0].set_yscale("log")
-    panels[0].set_ylim(max(0.95 * min(bottoms), 1e-4), top)
+    low = max(0.95 * min(bottoms), 1e-4)
+    panels[0].set_ylim(low, top)
     panels[0].set_xlim(0, horizon)
     panels[1].set_xlim(0, 1.25 * np.median(ends))
     panels[0].set_xlabel("training steps", fontsize=13)
@@ -164,7 +165,7 @@ def draw(found, path):
         axes.tick_params(labelsize=11, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.93", which="both")
-        for target in about["targets"]:
+        for target in (x for x in about["targets"] if low <= x <= top):
             axes.axhline(target, color="0.45", linewidth=0.8, zorder=0)
             axes.annotate(
                 f"{target:g}",

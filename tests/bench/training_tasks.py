@@ -147,7 +147,8 @@ def classifying(source):
         short=40,
         horizon=200,
         every=5,
-        targets=(0.3, 0.1, 0.05, 0.02),
+        targets=(1.0, 0.3, 0.1, 0.05),
+        longer=3,
     )
 
 
@@ -168,6 +169,7 @@ def residual(source):
         horizon=160,
         every=5,
         targets=(0.5, 0.2, 0.1, 0.05),
+        longer=3,
     )
 
 
@@ -212,6 +214,7 @@ def characters():
         horizon=500,
         every=10,
         targets=(2.5, 2.2, 2.0, 1.8),
+        longer=2,
     )
 
 
