@@ -96,15 +96,17 @@ def trained(name, source, path, say):
                 written(path, found)
                 say(f"{name}: {contender} {settings} {tried[-1][0]:.4g} {row['seconds'][-1]:.1f} s")
         best[contender] = min(tried, key=lambda pair: pair[0])[1]
+    steps = {n: task.horizon * (task.longer if c.first_order else 1) for n, c in here.items()}
     found["runs"] = [
         row
         for row in found["runs"]
-        if row["settings"] == best.get(row["contender"], row["settings"])
+        if row["contender"] not in best
+        or (row["settings"], row["asked"]) == (best[row["contender"]], steps[row["contender"]])
     ]
     for seed in range(1, SEEDS + 1):
-        for contender, one in here.items():
-            steps = task.horizon * (task.longer if one.first_order else 1)
-            row, new = settled(found, contender, task, best[contender], seed, steps, "runs")
+        for contender in here:
+            settings, count = best[contender], steps[contender]
+            row, new = settled(found, contender, task, settings, seed, count, "runs")
             if new:
                 written(path, found)
                 say(
