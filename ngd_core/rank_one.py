@@ -161,7 +161,8 @@ def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
 
 def _limit(dtype: DType, *, xp: Namespace) -> float:
     """Magnitude up to which sums of squares do not overflow."""
-    return float(xp.finfo(dtype).max) ** 0.25
+    limit: float = float(xp.finfo(dtype).max) ** 0.25
+    return limit
 
 
 def _roomy(arrays: Mapping[Any, Array], wide: Mapping[Any, Array], *, xp: Namespace) -> bool:
@@ -170,9 +171,7 @@ def _roomy(arrays: Mapping[Any, Array], wide: Mapping[Any, Array], *, xp: Namesp
     return all(float(xp.finfo(x.dtype).max) <= limit for x in arrays.values())
 
 
-def _scaled_square(
-    wide: Mapping[Any, Array], *, roomy: bool, xp: Namespace
-) -> tuple[Array, Array]:
+def _scaled_square(wide: Mapping[Any, Array], *, roomy: bool, xp: Namespace) -> tuple[Array, Array]:
     one = _xp.ones((), like=next(iter(wide.values())), xp=xp)
     if roomy:
         return one, _total([_square(x, xp=xp) for x in wide.values()])

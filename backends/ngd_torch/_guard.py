@@ -66,7 +66,7 @@ def take(moves: Sequence[Move], like: torch.Tensor, group: Group = ALONE) -> tor
 
 
 def _alike(moves: Sequence[Move]) -> list[list[Move]]:
-    """Moves in groups that differ in their tensors alone."""
+    """Group moves that differ in their tensors alone."""
     groups: dict[object, list[Move]] = {}
     for move in moves:
         p, _, lr, shrink, mu, buffer, scale, *_ = move

@@ -14,7 +14,8 @@ def _spd_inverse(m: Array, *, xp: Namespace) -> Array:
     lower, info = torch.linalg.cholesky_ex(m)
     inverse = torch.cholesky_inverse(lower)
     ok = info == 0
-    return _select(ok if ok.ndim == 0 else ok[..., None, None], inverse, inverse.new_tensor(torch.nan))
+    nan = inverse.new_tensor(torch.nan)
+    return _select(ok if ok.ndim == 0 else ok[..., None, None], inverse, nan)
 
 
 def _select(pred: Array, x: Array, other: Array, *, xp: Namespace | None = None) -> Array:
@@ -24,9 +25,7 @@ def _select(pred: Array, x: Array, other: Array, *, xp: Namespace | None = None)
     return torch.where(pred, x, other)
 
 
-def _within(
-    x: Array, limit: float, *, axis: tuple[int, ...] | None = None, xp: Namespace
-) -> Array:
+def _within(x: Array, limit: float, *, axis: tuple[int, ...] | None = None, xp: Namespace) -> Array:
     """Least and largest, which cost a tenth of a mask of all numbers."""
     axis = tuple(range(x.ndim)) if axis is None else axis
     return (torch.amin(x, axis) >= -limit) & (torch.amax(x, axis) <= limit)

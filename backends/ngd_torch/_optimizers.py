@@ -314,7 +314,8 @@ class NaturalGradient(torch.optim.Optimizer):  # type: ignore[misc]
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state.get("momentum_buffer")
                 shrink = 1 - lr * group["weight_decay"]
-                moves.append(Move(p, d, lr, shrink, mu, buffer, *((scale, vouched) if known else ())))
+                facts = (scale, vouched) if known else ()
+                moves.append(Move(p, d, lr, shrink, mu, buffer, *facts))
         if moves:
             self._skipped = self._skipped + ~take(moves, moves[0].p, self.curvature.ranks.together)
         return loss

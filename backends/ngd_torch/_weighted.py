@@ -92,7 +92,7 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: Any, bias: Any, held: list[torch.Tensor], weigh: Weigh
+        ctx: Any, x: torch.Tensor, weight: Any, _: Any, held: list[torch.Tensor], weigh: Weigh
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.weigh = weigh
@@ -124,7 +124,7 @@ class _Convolution(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any,
         x: torch.Tensor,
         weight: Any,
-        bias: Any,
+        _: Any,
         held: list[torch.Tensor],
         weigh: Weigh,
         options: tuple[Any, ...],

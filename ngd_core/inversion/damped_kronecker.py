@@ -203,10 +203,14 @@ def _refresh_pi(
     diagonal = is_diagonal(A, G)
     mean_a = xp.mean(A, axis=-1) if diagonal else mean_diagonal(A, xp=xp)
     # one zero factor makes the product zero, whatever the other
-    absent = (mean_a <= 0) | (mean_diagonal(G, xp=xp) <= 0)
-    zero = _xp.zeros((), like=A, xp=xp)
-    A = ops.select(_like_factor(~absent, diagonal), A, zero, xp=xp)
-    G = ops.select(_like_factor(~absent, False), G, zero, xp=xp)
+    both = (mean_a > 0) & (mean_diagonal(G, xp=xp) > 0)
+    present = _xp.astype(both, A.dtype, xp=xp)
+    A, G = ops.cond(
+        xp.all(both),
+        lambda: (A, G),
+        lambda: (A * _like_factor(present, diagonal), G * _like_factor(present, False)),
+        xp=xp,
+    )
     if diagonal:
         a, _, code_a = diagonal_inverse(A, for_a, old.a, old.good, xp=xp)
     else:

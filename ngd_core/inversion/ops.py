@@ -72,9 +72,7 @@ class Ops:
     warm: bool = False
 
 
-def all_finite(
-    x: Array, *, axis: tuple[int, ...] | None = None, ops: Ops, xp: Namespace
-) -> Array:
+def all_finite(x: Array, *, axis: tuple[int, ...] | None = None, ops: Ops, xp: Namespace) -> Array:
     """Tell whether all elements are finite, along some axes or of all."""
     return ops.within(x, float(xp.finfo(x.dtype).max), axis=axis, xp=xp)
 

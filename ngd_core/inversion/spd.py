@@ -76,9 +76,7 @@ class Scaled(NamedTuple):
     raised: Array
 
 
-def scaled(
-    m: Array, damping: Scalar, dtype: DType, *, ops: Ops = PURE, xp: Namespace
-) -> Scaled:
+def scaled(m: Array, damping: Scalar, dtype: DType, *, ops: Ops = PURE, xp: Namespace) -> Scaled:
     """Symmetrise, scale to entries of order 1, and raise the damping to the floor."""
     _checks.nonnegative(damping=damping)
     eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]

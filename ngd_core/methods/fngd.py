@@ -331,9 +331,7 @@ class FNGD:
     ) -> Array:
         return self._slots_of(_batch_size(records, xp=xp), index, like=like, xp=xp)
 
-    def _slots_of(
-        self, count: int, index: Array | None, *, like: Array, xp: Namespace
-    ) -> Array:
+    def _slots_of(self, count: int, index: Array | None, *, like: Array, xp: Namespace) -> Array:
         return table_slots(
             self.share,
             count,

@@ -87,7 +87,7 @@ def test_steps_leave_nothing_behind(name):
     stepped(model, optimizer, 24)
     before = alive()
     stepped(model, optimizer, STEPS)
-    if name != "FNGD":  # which takes one batch a step
+    if not name.startswith("FNGD"):  # which takes one batch a step
         for _ in range(24):
             functional.cross_entropy(model(torch.randn(N, 1, 3, 3)), torch.arange(N) % 3).backward()
         stepped(model, optimizer, 1)

@@ -26,8 +26,9 @@ def tensor(k, layout):
 def test_a_move_is_its_formula_in_every_layout(of_parameter, of_direction, momentum):
     p, d = nn.Parameter(tensor(0, of_parameter)), tensor(1, of_direction)
     buffer = None if momentum is None else torch.zeros_like(p).copy_(tensor(2, "contiguous"))
-    scale, lr, shrink = torch.tensor(0.5, dtype=torch.float64), 0.1, 0.75
-    velocity = 0.5 * d + (0 if buffer is None else momentum * buffer)
+    lr, shrink = 0.1, 0.75
+    scale = None if momentum is None else torch.tensor(0.5, dtype=torch.float64)
+    velocity = d if buffer is None else 0.5 * d + momentum * buffer
     want, kept = shrink * p.detach() - lr * velocity, d.clone()
     with torch.no_grad():
         ok = take([Move(p, d, lr, shrink, momentum or 0.0, buffer, scale)], p)

@@ -1,4 +1,4 @@
-"""FNGD's weights within the backward pass: the gradient is the direction, and the rest as it was."""
+"""FNGD's weights within the backward pass: the gradient is the direction, all else as it was."""
 
 import ngd_torch
 import pytest
@@ -160,9 +160,7 @@ def test_the_report_counts_no_sum_beside_the_gradient():
         (lambda m: ngd_torch.KFAC(m, 0.1, weighted_backward=True, kl_clip=None), "only FNGD"),
         (lambda m: ngd_torch.FNGD(m, 0.1, weighted_backward=True, kl_clip=1.0, **SIZES), "kl_clip"),
         (
-            lambda m: ngd_torch.FNGD(
-                m, 0.1, weighted_backward=True, loss_reduction="sum", **SIZES
-            ),
+            lambda m: ngd_torch.FNGD(m, 0.1, weighted_backward=True, loss_reduction="sum", **SIZES),
             "has to be a mean",
         ),
         (
