@@ -13,7 +13,7 @@ from typing import Any
 from ngd_core._typing import Array, DType, Namespace
 from ngd_core.inversion import triangular
 
-__all__ = ["EAGER", "PURE", "Ops", "all_finite", "all_fit"]
+__all__ = ["EAGER", "PURE", "Ops"]
 
 Thunk = Callable[[], tuple[Array, ...]]
 
