@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ngd_core._typing import Array, Namespace
-from ngd_core.inversion import EAGER, Ops
+from ngd_core.inversion import EAGER, PURE, Ops
 
 __all__ = ["NATIVE"]
 
@@ -27,6 +27,8 @@ def _select(pred: Array, x: Array, other: Array, *, xp: Namespace | None = None)
 
 def _within(x: Array, limit: float, *, axis: tuple[int, ...] | None = None, xp: Namespace) -> Array:
     """Least and largest, which cost a tenth of a mask of all numbers."""
+    if not x.numel():
+        return PURE.within(x, limit, axis=axis, xp=xp)
     axis = tuple(range(x.ndim)) if axis is None else axis
     return (torch.amin(x, axis) >= -limit) & (torch.amax(x, axis) <= limit)
 

@@ -61,6 +61,10 @@ def test_select_and_within_equal_their_pure_twins(library):
                 backend.numpy(ops.select(*arguments, xp=backend.xp)) for ops in (native, PURE)
             )
             assert got.tolist() == pure.tolist()
+    for empty in ((0,), (2, 0)):
+        array = backend.array(np.zeros(empty))
+        assert all(bool(ops.within(array, 3.0, xp=backend.xp)) for ops in (native, PURE))
+    assert not bool(native.within(backend.array(np.asarray(4.0)), 3.0, xp=backend.xp))
     for bad in (0.5, 3.0, -3.5, np.nan, np.inf, -np.inf):
         array = backend.array(np.where(x == 0.5, bad, x))
         for axis in (None, (-1,), (-2, -1)):

@@ -154,7 +154,7 @@ MUTANTS = (
         GUARD,
         "torch.mul(direction, scale, out=",
         "torch.mul(direction, 1, out=",
-        TEST + "test_momentum_is_heavy_ball[0.0001]",
+        TEST_MOVES + "test_a_move_is_its_formula_in_every_layout[contiguous-contiguous-0.9]",
     ),
     Mutant(
         "rate of the first group for all",
