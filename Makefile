@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deep mutants coverage acceptance lint types bench docs dist clean
+.PHONY: help demo test test-deep browser mutants coverage acceptance lint types bench docs dist clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */|/' \
@@ -33,6 +33,9 @@ test-deep: export NGD_PROFILE := deep
 test-deep: $(VENV)/.test  ## Run the tests with 1,000 examples a law, then the mutants; hours
 	$(PYTEST) -n 2 $(PYTEST_ARGS)
 	$(MUTANTS)
+
+browser: $(VENV)/.test  ## Look at the page of ngd inspect in headless Chromium, which must be installed
+	$(PYTEST) -o python_files='run_*.py' tests/browser $(PYTEST_ARGS)
 
 mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test must catch
 	$(MUTANTS) $(PYTEST_ARGS)

@@ -257,7 +257,7 @@ def _grid(
     if save and ready.weights is not None and not tuned.best.diverged:
         path = Path(settings.out) / f"{model}-{method}{weights.SUFFIX}"
         rate = tuned.best.rate
-        notes = {"model": model, "method": method, "learning_rate": repr(rate)}
+        notes = {"model": model, "trained_with": method, "learning_rate": repr(rate)}
         weights.save(path, ready.weights(rate), **notes, data=settings.data)
     points = _points(tuned.best, settings.target)
     if not settings.probe or tuned.best.diverged:

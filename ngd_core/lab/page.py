@@ -275,7 +275,7 @@ def _dimension(found: Inspection) -> str:
     )
     told = (
         "How many directions of parameter space these examples determine at the damping "
-        f"{damping:g}: each eigenvalue counts as its part of itself and the damping. "
+        f"{damping:g}: an eigenvalue s counts s / (s + damping). "
         f"All layers together have {number(found.all.effective_dimension)}."
     )
     figures = [

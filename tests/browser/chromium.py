@@ -23,8 +23,8 @@ PATIENCE = 30.0
 
 
 def found() -> str:
-    """Path of a browser; $BROWSER before what is installed."""
-    names = [name for name in (os.environ.get("BROWSER"), *NAMES) if name]
+    """Path of a browser; $NGD_BROWSER before what is installed."""
+    names = [name for name in (os.environ.get("NGD_BROWSER"), *NAMES) if name]
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         msg = f"No browser: none of {', '.join(names)}; on Debian: apt-get install chromium."
@@ -115,7 +115,7 @@ class Browser:
         result = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"])
-        return result["result"]["value"]
+        return result["result"].get("value")
 
     def told(self, method: str) -> list[dict]:
         """Events of one kind since the page was opened."""
