@@ -70,8 +70,9 @@ caption{{text-align:left;color:var(--soft);font-size:.875rem;padding-bottom:.25r
 th,td{{padding:.35rem 1.25rem .35rem 0;text-align:right;white-space:nowrap;vertical-align:top;
  border-bottom:1px solid var(--rule)}}
 thead th{{font-weight:600;color:var(--soft)}}
-tbody th{{font-weight:400;position:sticky;left:0;background:var(--paper)}}
+tbody th{{font-weight:400}}
 th:first-child,.words th,.words td{{text-align:left}}
+th:first-child{{position:sticky;left:0;background:var(--paper)}}
 .words td:last-child{{white-space:normal;min-width:16rem}}
 td:last-child,th:last-child{{padding-right:0}}
 svg{{display:block;width:100%;height:auto;overflow:visible;font-size:12px}}

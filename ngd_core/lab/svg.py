@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 __all__ = ["Bar", "bars", "columns", "curve", "number", "text"]
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 360, 38, 44, 12, 10
+WIDTH, ROW, LEFT, RIGHT, TOP = 360, 38, 54, 12, 10
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -140,7 +140,7 @@ def columns(key: str, title: str, description: str, heights: Sequence[float]) ->
         f'<path d="{boxes}" class="bar"/>',
         f'<path d="M{LEFT} {floor}H{WIDTH - RIGHT}" class="axis"/>',
         f'<path d="M{LEFT} {line:.1f}H{WIDTH - RIGHT}" class="line"/>',
-        text(LEFT - 6, TOP + 6, number(top, 2), "tick", "end"),
+        text(LEFT - 6, TOP + 6, number(top, 2).replace(" × ", "·"), "tick", "end"),
         text(LEFT - 6, floor, "0", "tick", "end"),
         text(LEFT, height - 5, "unit 0", "tick"),
         text(WIDTH - RIGHT, height - 5, f"{len(heights) - 1}", "tick", "end"),

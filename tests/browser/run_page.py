@@ -37,9 +37,9 @@ OVERLAPS = """
 """
 OUTSIDE = """
 [...document.querySelectorAll('svg')].flatMap(svg => {
-  const page = document.documentElement.clientWidth
+  const own = svg.getBoundingClientRect()
   return [...svg.querySelectorAll('text')].map(e => [e.textContent, e.getBoundingClientRect()])
-    .filter(([a, p]) => p.left < 0 || p.right > page).map(([a]) => a)
+    .filter(([a, p]) => p.left < own.left - 1 || p.right > own.right + 1).map(([a]) => a)
 })
 """
 SHADES = """

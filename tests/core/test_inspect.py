@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from ngd_core.lab.arrays import BACKENDS
 from ngd_core.lab.cli import main
 from ngd_core.lab.inspect import NUMBERS, PAGE
 from ngd_core.lab.methods import METHODS
+from ngd_core.lab.models import MODELS
 from ngd_core.lab.page import page
 from ngd_core.testing import assert_close
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES, DAMPING, CLASSES = 12, 0.01, 3
 LAYERS = ["conv1", "conv2", "dense"]
 
@@ -196,6 +199,17 @@ def test_two_inspections_give_equal_files(folder):
     assert inspected(folder, folder / "out", "--overwrite") == 0
     assert {name: (folder / "out" / name).read_bytes() for name in before} == before
     assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(before)
+
+
+def test_the_documentation_shows_what_is_printed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/inspect.md").read_text(encoding="utf-8")
+    words, shown = re.match(r"(?s).*?```sh\nngd (.*?)\n```\n\n```text\n(.*?)```", text).groups()
+    assert ngd(words) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    told = [line for line in lines if not line.startswith(("Page: ", "Numbers: ", "Again: "))]
+    assert [line for line in told if line] == [line for line in shown.splitlines() if line]
+    assert all(f"`{name}`" in text for name in MODELS)
 
 
 # Weights
