@@ -103,6 +103,11 @@ def compare(
     results.write_json(folder / results.RESULTS, results.as_json(comparison))
     results.write(folder / results.PICTURE, lambda path: picture.draw(comparison, path))
     report.closing(console, comparison)
+    for model, methods in tuned.items() if save else ():
+        for method, found in methods.items():
+            if not found.best.diverged:
+                path = _weights(folder, model, method)
+                console.print(f"Weights: {path}", soft_wrap=True, markup=False)
     return comparison
 
 
@@ -205,6 +210,10 @@ def network(name: str, data: Data, arrays: Arrays, backend: str, seed: int) -> t
     return module, models.parameters(module)
 
 
+def _weights(folder: Path, model: str, method: str) -> Path:
+    return folder / f"{model}-{method}{weights.SUFFIX}"
+
+
 def _savable(settings: Settings) -> None:
     need("safetensors", "safetensors", "files")
     if settings.backend == "jax":
@@ -255,7 +264,7 @@ def _grid(
         runs.append(run)
     tuned = results.tune(runs, settings.target)
     if save and ready.weights is not None and not tuned.best.diverged:
-        path = Path(settings.out) / f"{model}-{method}{weights.SUFFIX}"
+        path = _weights(Path(settings.out), model, method)
         rate = tuned.best.rate
         notes = {"model": model, "trained_with": method, "learning_rate": repr(rate)}
         weights.save(path, ready.weights(rate), **notes, data=settings.data)

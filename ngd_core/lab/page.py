@@ -208,7 +208,7 @@ def _units(found: Inspection) -> str:
 def _spectra(found: Inspection) -> str:
     damping, largest = found.about.damping, found.all.eigenvalues[0]
     high = 10.0 ** math.ceil(math.log10(max(largest, damping)))
-    low = 10.0 ** math.floor(math.log10(max(high * 10.0**-DECADES, min(damping, high) * 1e-3)))
+    low = 10.0 ** math.floor(math.log10(max(high * 10.0**-DECADES, min(damping, largest) * 1e-3)))
     figures = []
     for k, (name, layer) in enumerate([("All layers", found.all), *found.layers.items()]):
         values, over = layer.eigenvalues, sum(x > damping for x in layer.eigenvalues)

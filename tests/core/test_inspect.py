@@ -26,6 +26,8 @@ from ngd_core.testing import assert_close
 ROOT = Path(__file__).parents[2]
 EXAMPLES, DAMPING, CLASSES = 12, 0.02, 3
 LAYERS = ["conv1", "conv2", "dense"]
+PICTURES = 1 + len(LAYERS) + (1 + len(LAYERS)) + 2 + 1
+"""Layers, units of each, spectra of all and of each, two of the dimension, agreement."""
 
 
 def ngd(words, *more):
@@ -221,13 +223,13 @@ def test_weights_of_compare_are_those_it_ended_with(folder, tmp_path, capsys):
     assert ngd(words, "--data", source, "--out", tmp_path, "--save") == 0
     run = json.loads((tmp_path / "results.json").read_text())["results"]["cnn"]["kfac"]["best"]
     file = tmp_path / "cnn-kfac.safetensors"
+    assert f"Weights: {file}" in capsys.readouterr().out
     assert state.load(file).notes["learning_rate"] == "0.3"
     words = ["inspect", "--examples", "20", "--out", str(tmp_path / "seen"), "--data", str(source)]
     assert main([*words, "--weights", str(file)]) == 0
     got = numbers(tmp_path / "seen")["loss"]
     assert_close(got, run["final_train_loss"], dtype="float32", size=20)
     assert abs(got - run["train_loss"][0]) > 1e-3
-    assert "cnn-kfac" in capsys.readouterr().out
 
 
 def test_blocks_and_foreign_files_hold_the_same_weights(folder, tmp_path, found):
@@ -423,7 +425,7 @@ def test_the_page_has_a_language_a_title_and_headings_in_order(outline):
 def test_every_picture_has_a_title_and_a_description(outline, found):
     pictures = outline.all("svg")
     names = {e["id"]: e for e in outline.elements if "id" in e}
-    assert len(pictures) == 1 + len(LAYERS) + (1 + len(LAYERS)) + 2 + 1
+    assert len(pictures) == PICTURES
     for picture in pictures:
         assert picture["role"] == "img"
         title, description = (names[key] for key in picture["aria-labelledby"].split())
@@ -476,6 +478,19 @@ def test_what_a_person_named_is_not_taken_for_markup(folder):
     assert "<b>" not in text
     assert "set &amp; &lt;b&gt;.npz" in text
     assert "set & <b>.npz" in Outline(text).all("p")[0]["text"]
+
+
+def test_a_model_without_information_has_a_page(tmp_path):
+    """One class alone: the loss is 0 whatever the weights, and so is the Fisher."""
+    images, labels = np.ones((4, 6, 5)), np.zeros(4, int)
+    source = tmp_path / "set.npz"
+    np.savez(source, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert ngd("inspect --examples 4", "--data", source, "--out", tmp_path / "out") == 0
+    found = inspection.from_json(numbers(tmp_path / "out"))
+    assert found.all.information == found.all.effective_dimension == 0
+    text = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert len(Outline(text).all("svg")) == PICTURES
+    assert not re.search(r"\b(nan|inf)\b", text)
 
 
 def luminance(colour):
