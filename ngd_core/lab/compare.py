@@ -60,8 +60,10 @@ def compare(
         If the data, the library or the folder cannot be used as asked.
     """
     folder = Path(settings.out)
+    kept: dict[str, dict[str, Any]] | None = None
     if save:
         _savable(settings)
+        kept = {}
     arrays = BACKENDS[settings.backend]()
     data = load(settings.data, settings.limit)
     problems = {name: problem(name, data, arrays, settings) for name in settings.models}
@@ -93,7 +95,7 @@ def compare(
     ):
         tuned = {
             name: {
-                method: _grid(name, method, task, arrays, settings, watch, save=save)
+                method: _grid(name, method, task, arrays, settings, watch, kept)
                 for method in pairs[name]
             }
             for name, task in problems.items()
@@ -103,11 +105,10 @@ def compare(
     results.write_json(folder / results.RESULTS, results.as_json(comparison))
     results.write(folder / results.PICTURE, lambda path: picture.draw(comparison, path))
     report.closing(console, comparison)
-    for model, methods in tuned.items() if save else ():
-        for method, found in methods.items():
-            if not found.best.diverged:
-                path = _weights(folder, model, method)
-                console.print(f"Weights: {path}", soft_wrap=True, markup=False)
+    for name, values in (kept or {}).items():
+        path = folder / f"{name}{weights.SUFFIX}"
+        weights.save(path, values, data=settings.data, run=name)
+        console.print(f"Weights: {path}", soft_wrap=True, markup=False)
     return comparison
 
 
@@ -210,10 +211,6 @@ def network(name: str, data: Data, arrays: Arrays, backend: str, seed: int) -> t
     return module, models.parameters(module)
 
 
-def _weights(folder: Path, model: str, method: str) -> Path:
-    return folder / f"{model}-{method}{weights.SUFFIX}"
-
-
 def _savable(settings: Settings) -> None:
     need("safetensors", "safetensors", "files")
     if settings.backend == "jax":
@@ -250,8 +247,7 @@ def _grid(
     arrays: Arrays,
     settings: Settings,
     watch: Watch,
-    *,
-    save: bool,
+    kept: dict[str, dict[str, Any]] | None,
 ) -> results.Tuned:
     entry = METHODS[method]
     trainer = (_train(settings.backend) if settings.backend in MODULES else train).trainer
@@ -263,11 +259,8 @@ def _grid(
         watch.end(f"{name}: {report.outcome(run, settings.target)}")
         runs.append(run)
     tuned = results.tune(runs, settings.target)
-    if save and ready.weights is not None and not tuned.best.diverged:
-        path = _weights(Path(settings.out), model, method)
-        rate = tuned.best.rate
-        notes = {"model": model, "trained_with": method, "learning_rate": repr(rate)}
-        weights.save(path, ready.weights(rate), **notes, data=settings.data)
+    if kept is not None and ready.weights is not None and not tuned.best.diverged:
+        kept[f"{model}-{method}"] = ready.weights(tuned.best.rate)
     points = _points(tuned.best, settings.target)
     if not settings.probe or tuned.best.diverged:
         return tuned

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def test_weights_of_compare_are_those_it_ended_with(folder, tmp_path, capsys):
     run = json.loads((tmp_path / "results.json").read_text())["results"]["cnn"]["kfac"]["best"]
     file = tmp_path / "cnn-kfac.safetensors"
     assert f"Weights: {file}" in capsys.readouterr().out
-    assert state.load(file).notes["learning_rate"] == "0.3"
+    assert state.load(file).notes == {"data": str(source), "run": "cnn-kfac"}
     words = ["inspect", "--examples", "20", "--out", str(tmp_path / "seen"), "--data", str(source)]
     assert main([*words, "--weights", str(file)]) == 0
     got = numbers(tmp_path / "seen")["loss"]
@@ -292,6 +293,29 @@ def test_a_mistake_gets_one_sentence(capsys, tmp_path, monkeypatch, words, parts
     for part in parts:
         assert part in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [
+        ("safetensors", "inspect --weights w.safetensors", "files"),
+        ("safetensors", "compare --save", "files"),
+        ("torch", "inspect --backend torch", "torch"),
+        ("rich", "inspect", "lab"),
+    ],
+)
+def test_a_missing_library_gets_one_sentence(capsys, monkeypatch, tmp_path, module, words, extra):
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    assert f"pip install 'ngd-core[{extra}]'" in said(capsys, *words.split())
+
+
+def test_a_run_that_diverges_leaves_no_weights(folder, tmp_path):
+    words = "compare --models mlp-relu --methods sgd --steps 5 --batch-size 10 --grid 1e30 --save"
+    assert ngd(words, "--data", folder / "set & <b>.npz", "--out", tmp_path) == 0
+    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 def changed(arrays, **changes):
