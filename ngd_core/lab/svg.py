@@ -129,13 +129,13 @@ def columns(key: str, title: str, description: str, heights: Sequence[float]) ->
     height, below = 110, 22
     top, mean = max(heights), sum(heights) / len(heights)
     wide, floor = (WIDTH - LEFT - RIGHT) / len(heights), height - below
-    scale = (floor - TOP) / top if top else 0.0
+    span, most = floor - TOP, top or 1.0
     gap = min(2.0, 0.2 * wide)
     boxes = "".join(
-        f"M{LEFT + k * wide + gap / 2:.1f} {floor}v-{h * scale:.1f}h{wide - gap:.1f}V{floor}z"
+        f"M{LEFT + k * wide + gap / 2:.1f} {floor}v-{h / most * span:.1f}h{wide - gap:.1f}V{floor}z"
         for k, h in enumerate(heights)
     )
-    line = floor - mean * scale
+    line = floor - mean / most * span
     parts = [
         f'<path d="{boxes}" class="bar"/>',
         f'<path d="M{LEFT} {floor}H{WIDTH - RIGHT}" class="axis"/>',

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ngd_core import FNGD, KFAC, SNGD, SOFIM, Hyper, analysis, losses, nn, state
@@ -557,6 +557,7 @@ def test_bars_are_as_long_as_their_shares(shares):
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40))
+@example([5e-324])
 def test_columns_are_as_high_as_their_numbers(heights):
     drawn = re.findall(r"v-([\d.]+)h", svg.columns("k", "t", "d", heights))
     assert len(drawn) == len(heights)

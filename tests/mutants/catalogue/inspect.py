@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "columns from the lowest, not from 0",
         SVG,
-        "v-{h * scale:.1f}h",
-        "v-{(h - min(heights)) * scale:.1f}h",
+        "v-{h / most * span:.1f}h",
+        "v-{(h - min(heights)) / most * span:.1f}h",
         TEST + "test_columns_are_as_high_as_their_numbers",
     ),
     Mutant(
