@@ -188,7 +188,7 @@ def _units(found: Inspection) -> str:
         all_rows += [(name, str(unit), number(x)) for unit, x in enumerate(units)]
     words = (
         "The trace for the weights and the bias that lead into each unit, filter or, of an "
-        "embedding, belong to each row. A unit near 0 does not reach the outputs. Each picture has "
+        "embedding, belong to each row. A unit near 0 hardly moves the outputs. Each picture has "
         "its own scale; the dashed line is the mean of the layer."
     )
     table = html.table(
