@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deep mutants coverage acceptance lint types bench docs dist clean
+.PHONY: help demo test test-deep browser mutants coverage acceptance lint types bench docs dist clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */|/' \
@@ -34,6 +34,9 @@ test-deep: $(VENV)/.test  ## Run the tests with 1,000 examples a law, then the m
 	$(PYTEST) -n 2 $(PYTEST_ARGS)
 	$(MUTANTS)
 
+browser: $(VENV)/.test  ## Look at the page of ngd inspect in headless Chromium, which must be installed
+	$(PYTEST) -o python_files='run_*.py' tests/browser $(PYTEST_ARGS)
+
 mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test must catch
 	$(MUTANTS) $(PYTEST_ARGS)
 
@@ -41,8 +44,9 @@ mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test 
 coverage: $(VENV)/.test  ## Run the tests on NumPy and list the lines of the library that no test runs
 	$(PYTEST) -n 2 -k '$(NUMPY)' --cov=ngd_core --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
-acceptance: $(VENV)/.test  ## Run the tests of each construct and write docs/acceptance.md from them
+acceptance: $(VENV)/.test  ## Run the tests of each construct and write acceptance and support from them
 	cd tests && OMP_NUM_THREADS=1 ../$(PY) -m acceptance.table
+	cd tests && ../$(PY) -m support.table
 
 lint: $(VENV)/.lint  ## Check style, format, types, docstrings, and tests that assert nothing
 	$(PY) -m ruff check
