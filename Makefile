@@ -41,8 +41,9 @@ mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test 
 coverage: $(VENV)/.test  ## Run the tests on NumPy and list the lines of the library that no test runs
 	$(PYTEST) -n 2 -k '$(NUMPY)' --cov=ngd_core --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
-acceptance: $(VENV)/.test  ## Run the tests of each construct and write docs/acceptance.md from them
+acceptance: $(VENV)/.test  ## Run the tests of each construct and write acceptance and support from them
 	cd tests && OMP_NUM_THREADS=1 ../$(PY) -m acceptance.table
+	cd tests && ../$(PY) -m support.table
 
 lint: $(VENV)/.lint  ## Check style, format, types, docstrings, and tests that assert nothing
 	$(PY) -m ruff check
