@@ -3,7 +3,8 @@
 Three networks, each jitted step in one thread: CPU time of the process to trace and to compile it,
 and of blocks of steps that span the inverses' interval, contenders in turn. Median and quartiles
 over rounds of the ratio to SGD of the same round. Writes docs/benchmarks/jax-step.json and the
-table made of it after each network; networks that are not run again keep their rows.
+table made of it after each network; networks that are not run again keep their rows. Two rounds of
+the MLP and the CNN (NGD_ROUNDS=2 NGD_MODELS=MLP,CNN) take seven minutes on a quiet machine.
 """
 
 import json

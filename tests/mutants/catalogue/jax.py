@@ -209,7 +209,7 @@ MUTANTS = (
         TRANSFORM,
         "when(count % factor_every == 0",
         "when((count + 1) % factor_every == 0",
-        TEST_OPTIMIZERS + "test_schedules_compile_once_and_are_followed",
+        TEST_OPTIMIZERS + "test_directions_are_the_methods_own",
     ),
     Mutant(
         "rate of the first step in the clip",
