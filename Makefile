@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deep browser mutants coverage acceptance lint types bench docs dist clean
+.PHONY: help demo test test-deep browser mutants coverage acceptance lint types bench peers docs dist clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */|/' \
@@ -63,6 +63,9 @@ bench: $(VENV)/.test  ## Run the benchmarks in tests/bench (files bench_*.py)
 	then $(PYTEST) -s -o python_files='bench_*.py' tests/bench $(PYTEST_ARGS); \
 	else echo 'There are no benchmarks yet: tests/bench holds no bench_*.py.'; fi
 
+peers: $(VENV)/.peers  ## Compare values with other libraries' (files peer_*.py in tests/peers)
+	$(PYTEST) -s -o python_files='peer_*.py' tests/peers $(PYTEST_ARGS)
+
 docs: $(VENV)/.docs  ## Build the documentation in docs/_build/html, warnings as errors
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
@@ -101,6 +104,11 @@ $(VENV)/.test: $(VENV)/.lab
 	@echo 'Setting up $(VENV): torch, JAX and the test tools (large, once)'
 	@$(INSTALL) torch
 	@$(INSTALL) --no-build-isolation -e '.[lab,torch,jax,checks]' --group test
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.test
+	@echo 'Setting up $(VENV): other libraries, to compare with'
+	@$(INSTALL) --group peers
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.lab

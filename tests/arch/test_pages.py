@@ -45,6 +45,13 @@ def test_a_page_tells_the_truth(page, tmp_path, monkeypatch):
     assert run((ROOT / page).read_text())
 
 
+def test_the_script_for_jax_is_short():
+    """Data, model, step and loop of the front page, in 25 lines."""
+    blocks = [text for _, text in BLOCK.findall((ROOT / "README.md").read_text())]
+    (script,) = [text for text in blocks if "import ngd_jax" in text]
+    assert len(script.splitlines()) <= 25
+
+
 @pytest.mark.parametrize(
     ("page", "error"),
     [
