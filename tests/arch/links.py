@@ -47,7 +47,7 @@ def anchors(text: str, depth: int = 6) -> set[str]:
 
 
 def links(text: str) -> Iterator[str]:
-    """Where the links of a page lead, code left out; a label without a definition as ``[label]``."""
+    """Where links outside of code lead; a label without a definition is given as ``[label]``."""
     text = CODE.sub("", text)
     defined = {label.lower(): target for label, target in DEFINED.findall(text)}
     yield from defined.values()

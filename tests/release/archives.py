@@ -37,10 +37,7 @@ def wheel_faults(names: Collection[str], wanted: Collection[str]) -> list[str]:
     code = {name for name in names if ".dist-info/" not in name}
     return [
         *(f"the wheel lacks {name}" for name in sorted({*wanted, *typed} - code)),
-        *(
-            f"the wheel holds {name}, which is no file of the library"
-            for name in sorted(code - {*wanted})
-        ),
+        *(f"the wheel holds {name}, no file of the library" for name in sorted(code - {*wanted})),
         *(f"the wheel lacks its {name}" for name in sorted(needed - about)),
     ]
 

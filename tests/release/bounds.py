@@ -1,7 +1,7 @@
 """Constraints for an environment of the lowest, or the newest, versions that pyproject.toml allows.
 
-``cd tests && python -m release.bounds lowest --keep torch`` prints each lower bound as an exact version;
-``newest`` prints none. Packages to keep have the version of constraints.txt in both.
+``python -m release.bounds lowest --keep torch``, in tests, prints each lower bound as an exact
+version; ``newest`` prints none. Packages to keep have the version of constraints.txt in both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Look at what `make dist` built, and use the wheel as a stranger would.
 
-``cd tests && python -m release.check ../dist`` looks into both archives, then installs the wheel into an
-empty environment of each supported Python on the PATH (or of those named by ``--python``), and
+``python -m release.check ../dist``, in tests, looks into both archives, then installs the wheel into
+an empty environment of each supported Python on the PATH (or of those named by ``--python``), and
 runs the ``ngd`` command there, in a folder away from the tree.
 """
 
@@ -38,12 +38,18 @@ COMPARE = "compare --steps 20 --models mlp --limit 400 --batch-size 128 --out fi
 CHECK = "check --backend numpy --json check.json"
 
 
-def pythons(root: Path = ROOT) -> list[str]:
-    """Supported interpreters on the PATH, one a minor version."""
+def pythons(path: str | None = None, root: Path = ROOT) -> list[str]:
+    """Supported interpreters on the PATH that start, one a minor version."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     oldest = int(project["requires-python"].removeprefix(">=3."))
-    named = (shutil.which(f"python3.{minor}") for minor in range(oldest, NEWEST))
-    return [path for path in named if path] or [sys.executable]
+    named = (shutil.which(f"python3.{minor}", path=path) for minor in range(oldest, NEWEST))
+    return [name for name in named if name and _version(name)] or [sys.executable]
+
+
+def _version(python: str) -> str:
+    """What an interpreter calls itself; nothing if it does not start, as a stale launcher."""
+    said = subprocess.run([python, "--version"], check=False, capture_output=True, text=True)
+    return said.stdout.strip() if said.returncode == 0 else ""
 
 
 def use(python: str, wheel: Path, folder: Path, root: Path = ROOT) -> None:
@@ -83,8 +89,7 @@ def main(words: Iterable[str] | None = None) -> int:
     print("Both archives hold what they should.")
     [wheel] = folder.glob("*.whl")
     for python in arguments.python or pythons():
-        version = subprocess.run([python, "--version"], check=True, capture_output=True, text=True)
-        print(f"The wheel in an empty environment of {version.stdout.strip()}", flush=True)
+        print(f"The wheel in an empty environment of {_version(python)}", flush=True)
         with tempfile.TemporaryDirectory() as away:
             try:
                 use(python, wheel, Path(away))

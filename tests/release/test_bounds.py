@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from release.bounds import constraints, lowest
 from release.check import pythons
@@ -38,5 +40,9 @@ def test_every_bound_of_this_project_can_be_tested():
     ]
 
 
-def test_an_interpreter_is_found():
-    assert pythons()
+def test_interpreters_that_start_are_found(tmp_path):
+    for name, text in {"python3.12": "echo Python 3.12.9", "python3.13": "exit 127"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    assert pythons(str(tmp_path)) == [str(tmp_path / "python3.12")]
+    assert pythons(str(tmp_path / "empty")) == [sys.executable]
