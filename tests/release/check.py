@@ -1,8 +1,8 @@
 """Look at what `make dist` built, and use the wheel as a stranger would.
 
-``python -m release.check ../dist``, in tests, looks into both archives, then installs the wheel into
-an empty environment of each supported Python on the PATH (or of those named by ``--python``), and
-runs the ``ngd`` command there, in a folder away from the tree.
+``python -m release.check ../dist``, in tests, looks into both archives, then installs the wheel
+into an empty environment of each supported Python on the PATH (or of those named by ``--python``),
+and runs the ``ngd`` command there, in a folder away from the tree.
 """
 
 from __future__ import annotations
