@@ -59,6 +59,9 @@ coverage: $(VENV)/.test  ## Run the tests on NumPy and list the lines of the lib
 acceptance: $(VENV)/.test  ## Run the tests of each construct and write docs/acceptance.md from them
 	cd tests && OMP_NUM_THREADS=1 ../$(PY) -m acceptance.table
 
+reports: $(VENV)/.test  ## Run the suite on the libraries here and write docs/reports from it
+	cd tests && JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 ../$(PY) -m conformance.reports numpy strict torch jax
+
 lint: $(VENV)/.lint  ## Check style, format, types, docstrings, links, and tests that assert nothing
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
