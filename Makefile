@@ -41,7 +41,9 @@ test-deep: $(VENV)/.test  ## Run the tests with 1,000 examples a law, then the m
 KEEP := torch
 ADAPTERS := tests/conformance tests/release $(addprefix tests/backends/,test_torch_optimizers.py \
 	test_torch_states.py test_jax_optimizers.py test_jax_frameworks.py test_state_moves.py)
-VERSIONS = NGD_PROFILE=quick $(subst $(PY),$(VENV)-$*/bin/python,$(PYTEST)) -n 2
+# old releases do what newer ones of their own dependencies warn of
+OLD-lowest := -W ignore::DeprecationWarning
+VERSIONS = NGD_PROFILE=quick $(subst $(PY),$(VENV)-$*/bin/python,$(PYTEST)) -n 2 $(OLD-$*)
 
 test-lowest:  ## Test with the lowest versions that pyproject.toml allows, in .venv-lowest
 test-newest:  ## Test with the newest versions that there are, in .venv-newest
