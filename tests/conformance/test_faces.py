@@ -111,7 +111,8 @@ def test_a_mistake_on_the_command_line_is_one_sentence(capsys, words, sentence):
 
 def test_what_is_not_installed_is_named_with_how_to_install_it(capsys, monkeypatch):
     def missing(name):
-        raise ModuleNotFoundError("No module named 'cupy'")
+        msg = "No module named 'cupy'"
+        raise ModuleNotFoundError(msg)
 
     monkeypatch.setattr(testing, "find_backend", missing)
     assert main(["check", "--backend", "cupy"]) == 2
