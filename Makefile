@@ -58,8 +58,9 @@ mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test 
 coverage: $(VENV)/.test  ## Run the tests on NumPy and list the lines of the library that no test runs
 	$(PYTEST) -n 2 -k '$(NUMPY)' --cov=ngd_core --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
-acceptance: $(VENV)/.test  ## Run the tests of each construct and write docs/acceptance.md from them
+acceptance: $(VENV)/.test  ## Run the tests of each construct and write acceptance and support from them
 	cd tests && OMP_NUM_THREADS=1 ../$(PY) -m acceptance.table
+	cd tests && ../$(PY) -m support.table
 
 reports: $(VENV)/.test  ## Run the suite on the libraries here and write docs/reports from it
 	cd tests && JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 ../$(PY) -m conformance.reports numpy strict torch jax

@@ -3,6 +3,11 @@
 import re
 from importlib.metadata import version as _version
 
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
 project = "ngd-core"
 author = "the ngd-core authors"
 project_copyright = f"2026, {author}"
@@ -13,8 +18,8 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
 ]
+html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 exclude_patterns = ["_build", "templates"]
@@ -28,6 +33,8 @@ numpydoc_class_members_toctree = False
 
 html_theme = "furo"
 html_title = "ngd-core"
+html_static_path = ["static"]
+html_css_files = ["math.css"]
 
 
 def _escape_stars(app, what, name, obj, options, lines):
@@ -50,8 +57,22 @@ def _short_defaults(app, what, name, obj, options, signature, returns):
     return short, returns
 
 
+def _math(writer, node):
+    """Write a formula as MathML, which browsers show by themselves: no script, no network."""
+    block = isinstance(node, nodes.math_block)
+    try:
+        formula = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s: %s", error, node.astext(), location=node)
+        formula = writer.encode(node.astext())
+    tag = "div" if block else "span"
+    writer.body.append(f'<{tag} class="math">{formula}</{tag}>')
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Register the hooks with Sphinx."""
+    app.add_html_math_renderer("mathml", (_math, None), (_math, None))
     app.connect("autodoc-process-signature", _short_defaults)
     app.connect("autodoc-process-docstring", _escape_stars, priority=100)
     app.connect("autodoc-skip-member", _skip_fields)

@@ -239,7 +239,18 @@ def _attempt(
     ok = part.usable & (residual < PROBE)
     ok = ok & xp.all(_xp.fits(inverse, m.dtype, xp=xp), axis=(-2, -1))
     inverse = xp.where(ok[..., None, None], inverse, _xp.zeros((), like=inverse, xp=xp))
-    return _xp.astype(inverse, m.dtype, xp=xp), ok, part.raised
+    return _cleared(inverse, m.dtype, xp=xp), ok, part.raised
+
+
+def _cleared(x: Array, dtype: DType, *, xp: Namespace) -> Array:
+    """Cast, with 0 in place of entries below ``eps^2`` of the largest one of a matrix.
+
+    Rounding to `dtype` changes such a matrix by far more. Where units are dead most entries can be
+    that small; cast, many would be subnormal, and products with these take ten times as long.
+    """
+    size = xp.abs(x)
+    least = _xp.eps(dtype, xp=xp) ** 2 * xp.max(size, axis=(-2, -1), keepdims=True)
+    return _xp.astype(xp.where(size < least, _xp.zeros((), like=x, xp=xp), x), dtype, xp=xp)
 
 
 def safe_eigh(
@@ -296,7 +307,7 @@ def safe_eigh(
     values, vectors = xp.linalg.eigh(safe)
     values = xp.maximum(values, zero) * scale[..., 0]
     values = _xp.astype(values, original, xp=xp)
-    vectors = _xp.astype(vectors, original, xp=xp)
+    vectors = _cleared(vectors, original, xp=xp)
     ok = usable & xp.all(xp.isfinite(values), axis=-1)
     ok = ok & xp.all(xp.isfinite(vectors), axis=(-2, -1))
     return xp.where(ok[..., None], values, _xp.ones((), like=values, xp=xp)), vectors, ok

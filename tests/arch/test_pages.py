@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 
 import pytest
 from arch.imports import ROOT
+
+import ngd_core
+from ngd_core.inversion import PURE
 
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -28,17 +32,9 @@ def run(page):
 PAGES = [
     "README.md",
     *(
-        f"docs/{name}.md"
-        for name in (
-            "analysis",
-            "conformance",
-            "cupy",
-            "getting-started",
-            "operators",
-            "jax",
-            "pytorch",
-            "states",
-        )
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "docs").rglob("*.md"))
+        if "```python\n" in path.read_text()
     ),
 ]
 
@@ -60,3 +56,57 @@ def test_a_page_tells_the_truth(page, tmp_path, monkeypatch):
 def test_a_false_page_is_caught(page, error):
     with pytest.raises(error):
         run(page)
+
+
+OPTION = re.compile(r"^\| `(\w+)\.(\w+)` \| (.*?) \|", re.MULTILINE)
+
+
+def stated(default):
+    if default is dataclasses.MISSING:
+        return "required"
+    return "`PURE`" if default is PURE else f"`{default!r}`"
+
+
+@pytest.mark.parametrize("method", ["KFAC", "EKFAC", "SNGD", "FNGD", "SOFIM", "ProjectiveKFAC"])
+def test_a_page_lists_every_option_of_a_method_with_its_default(method):
+    pages = "".join(path.read_text() for path in (ROOT / "docs/methods").glob("*.md"))
+    listed = {option: default for name, option, default in OPTION.findall(pages) if name == method}
+    fields = dataclasses.fields(getattr(ngd_core, method))
+    assert listed == {field.name: stated(field.default) for field in fields}
+
+
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """Headings as links write them, and names given to places."""
+    heads = re.findall(r"^#+ (.*)$", FENCED.sub("", page), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    return slugs | set(re.findall(r"^\((\S+)\)=$", page, re.MULTILINE))
+
+
+def lost(path):
+    """Links of a page to files or headings that are not there."""
+    found = []
+    for target, anchor in LINK.findall(FENCED.sub("", path.read_text())):
+        if re.match(r"\w+:", target):
+            continue
+        file = path.parent / target if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            found.append(f"{target}#{anchor}")
+    return found
+
+
+LINKED = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(path):
+    assert lost(path) == []
+
+
+def test_a_lost_link_is_found(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text("# A, b\n\n(there)=\n[x](#a-b) [x](a.md#there) [x](b.md) [x](a.md#c)\n")
+    assert lost(page) == ["b.md#", "a.md#c"]

@@ -1,9 +1,9 @@
 """One optimizer on one network, in a process of its own, for `bench_torch_step`."""
 
-import resource
 import time
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 
 import ngd_torch
 import torch
@@ -115,18 +115,26 @@ def _loss(network, x, y):
     return functional.cross_entropy(network(x).flatten(0, -2), y.flatten())
 
 
-def _resident():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident(field):
+    """Bytes of this process as Linux counts them: "VmRSS" now, "VmHWM" at most since `_forget`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _forget():
+    """Let the highest resident size start again, as importing takes more than a small network."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def serve(pipe, model, name):
     """Answer each number of steps with their cost; None ends the process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    before = _resident("VmRSS")
+    _forget()
     make, x, y = _batch(model)
     network = make()
     network.examples = len(y)
-    before = _resident()
     options = TOKENS if model == "transformer" else {}
     optimizer = OPTIMIZERS[name](network, **options)
 
@@ -151,7 +159,7 @@ def serve(pipe, model, name):
             walls.append(time.perf_counter() - start)
         cpu = time.process_time() - cpu
         pipe.send({"cpu": cpu / count, "walls": walls, "loss": loss.item()})
-    pipe.send({"memory": _resident() - before, "counted": _counted(optimizer)})
+    pipe.send({"memory": _resident("VmHWM") - before, "counted": _counted(optimizer)})
 
 
 def _facts(network, optimizer, x, y):

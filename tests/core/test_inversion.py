@@ -46,6 +46,23 @@ def test_inverse_solves(backend, seed, n, log_condition, scale, dtype):
     assert int(code) == 0
 
 
+@law(seed=seeds, n=st.integers(2, 20), dtype=dtypes)
+def test_entries_far_below_rounding_are_zero(backend, seed, n, dtype):
+    """An inverse and a basis hold no entry below eps^2 of their largest, so none is subnormal."""
+    r = rng(seed)
+    diagonal = 1.0 + r.permutation(n) / n
+    coupling = 1e-10 * EPS[dtype] ** 2 * r.standard_normal((n, n))
+    m = np.diag(diagonal) + np.triu(coupling, 1) + np.triu(coupling, 1).T
+    x, _, code = backend.numpy(inverse(backend, m, 0.5, in_dtype=dtype))
+    _, vectors, ok = backend.numpy(backend.call(inversion.safe_eigh, backend.array(m, dtype)))
+    assert int(code) == 0
+    assert bool(ok)
+    assert_close(x, np.diag(1 / (diagonal + 0.5)), dtype=dtype, size=n)
+    for found in (x, vectors):
+        size = np.abs(found)
+        assert np.min(size[size > 0]) >= EPS[dtype] ** 2 * np.max(size)
+
+
 @law(seed=seeds, n=st.integers(2, 5), groups=st.integers(2, 3))
 def test_stack_is_a_loop(backend, seed, n, groups):
     """A stack gives each matrix its own answer and its own code."""

@@ -22,6 +22,13 @@ TEST_PATCHES = "tests/core/test_patches.py::"
 
 MUTANTS = (
     Mutant(
+        "entries of an inverse far below rounding kept, subnormal ones among them",
+        SPD,
+        "    return _cleared(inverse, m.dtype, xp=xp), ok, part.raised",
+        "    return _xp.astype(inverse, m.dtype, xp=xp), ok, part.raised",
+        TEST_INVERSION + "test_entries_far_below_rounding_are_zero[numpy]",
+    ),
+    Mutant(
         "G averaged over positions, so that T is in neither factor",
         FACTORS_KRONECKER,
         "return second_moment(xp.reshape(y, (*stack, m * n * t, outputs)), n, xp=xp)",
