@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from arch.imports import ROOT
 
+MADE = {"_build", "generated"}
 CODE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$|(`+)(?!`).+?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
@@ -26,8 +27,9 @@ USED = re.compile(r"\[([^\[\]]+)\]\[([^\[\]]*)\]")
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """All Markdown pages for people: those of the root, and of docs."""
-    return [*sorted(root.glob("*.md")), *sorted(root.glob("docs/*.md"))]
+    """All Markdown pages for people: those of the root and of docs, without what Sphinx made."""
+    inside = (path for path in root.glob("docs/**/*.md") if not MADE & {*path.parts})
+    return [*sorted(root.glob("*.md")), *sorted(inside)]
 
 
 def anchors(text: str, depth: int = 6) -> set[str]:
@@ -75,7 +77,7 @@ def fault(target: str, page: Path, root: Path = ROOT) -> str:
     if not file.exists():
         return "leads nowhere"
     if parts.fragment:
-        depth = heading_depth(root) if file.parent == (root / "docs").resolve() else 6
+        depth = heading_depth(root) if file.is_relative_to((root / "docs").resolve()) else 6
         if file.suffix != ".md" or parts.fragment not in anchors(file.read_text(), depth):
             return "names a heading that is not there"
     return ""

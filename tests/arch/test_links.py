@@ -76,6 +76,16 @@ def test_living_links_pass(tree):
     assert faults(tree) == []
 
 
+def test_pages_in_folders_are_looked_at_but_for_what_sphinx_made(tree):
+    for folder in ("methods", "_build"):
+        (tree / "docs" / folder).mkdir()
+        (tree / "docs" / folder / "page.md").write_text("[a](../gone.md) [b](../other.md#too-deep)")
+    assert faults(tree) == [
+        "docs/methods/page.md: ../gone.md leads nowhere",
+        "docs/methods/page.md: ../other.md#too-deep names a heading that is not there",
+    ]
+
+
 def test_citations_are_looked_at(tree):
     (tree / "CITATION.cff").write_text("url: http://example.org/a\n")
     (tree / "docs/page.md").touch()
