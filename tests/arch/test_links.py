@@ -80,6 +80,7 @@ def test_pages_in_folders_are_looked_at_but_for_what_sphinx_made(tree):
     for folder in ("methods", "_build"):
         (tree / "docs" / folder).mkdir()
         (tree / "docs" / folder / "page.md").write_text("[a](../gone.md) [b](../other.md#too-deep)")
+    (tree / "docs/page.md").touch()
     assert faults(tree) == [
         "docs/methods/page.md: ../gone.md leads nowhere",
         "docs/methods/page.md: ../other.md#too-deep names a heading that is not there",
