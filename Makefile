@@ -18,8 +18,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deep test-lowest test-newest mutants coverage acceptance lint types \
-	bench docs dist release-check reports clean
+.PHONY: help demo test test-deep test-lowest test-newest browser mutants coverage acceptance lint \
+	types bench docs dist release-check reports clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */|/' \
@@ -50,6 +50,9 @@ test-newest:  ## Test with the newest versions that there are, in .venv-newest
 test-lowest test-newest: test-%: $(VENV)-%/.ready
 	$(VERSIONS) tests/core -k '$(STANDARD)' $(PYTEST_ARGS)
 	$(VERSIONS) $(ADAPTERS) $(PYTEST_ARGS)
+
+browser: $(VENV)/.test  ## Look at the page of ngd inspect in headless Chromium, which must be installed
+	$(PYTEST) -o python_files='run_*.py' tests/browser $(PYTEST_ARGS)
 
 mutants: $(VENV)/.test  ## Run plausible mistakes, each of which one named test must catch
 	$(MUTANTS) $(PYTEST_ARGS)

@@ -35,6 +35,7 @@ for name in ("torch", "jax", "cupy"):
     assert find_spec(name) is None, f"{name} is installed, so this environment proves nothing"
 """
 COMPARE = "compare --steps 20 --models mlp --limit 400 --batch-size 128 --out first"
+INSPECT = "inspect --model mlp --examples 16 --out second"
 CHECK = "check --backend numpy --json check.json"
 
 
@@ -62,9 +63,10 @@ def use(python: str, wheel: Path, folder: Path, root: Path = ROOT) -> None:
     _run([own, "-m", "pip", "check"], folder)
     _run([own, "-I", "-c", IMPORTS, str(root)], folder)
     ngd = str(environment / "bin" / "ngd")
-    for words in ("--help", COMPARE, CHECK):
+    for words in ("--help", COMPARE, INSPECT, CHECK):
         _run([ngd, *words.split()], folder)
     assert json.loads((folder / "first" / "results.json").read_text()), "ngd compare wrote nothing"
+    assert (folder / "second" / "index.html").read_text(), "ngd inspect wrote nothing"
     assert json.loads((folder / "check.json").read_text())["ok"], "ngd check found a fault"
 
 
