@@ -22,7 +22,7 @@ extensions = [
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
-exclude_patterns = ["_build", "templates"]
+exclude_patterns = ["_build", "benchmarks", "templates"]
 templates_path = ["templates"]
 default_role = "code"
 
