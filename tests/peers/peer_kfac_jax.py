@@ -1,7 +1,7 @@
 """Values beside kfac-jax's, in float64: factors, damped directions, products with the Fisher.
 
 `make peers` runs it, in minutes. Where the two differ, both are held to the dense Fisher, made here
-from Jacobians in NumPy. Writes docs/reports/kfac-jax.json: for each model and value the largest
+from Jacobians in NumPy. Writes docs/benchmarks/kfac-jax.json: for each model and value the largest
 difference, relative to the largest entry; and the ratios where there is a difference of convention.
 """
 
@@ -32,7 +32,7 @@ except ImportError as error:
     raise ImportError(msg) from error
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what JAX deprecates
-REPORT = Path(__file__).parents[2] / "docs" / "reports" / "kfac-jax.json"
+REPORT = Path(__file__).parents[2] / "docs" / "benchmarks" / "kfac-jax.json"
 N, DAMPING = 6, 0.01
 KEY = jax.random.key(0)
 FOUND: dict[str, dict[str, float]] = {}
