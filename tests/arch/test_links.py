@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import pkgutil
+import runpy
+
 import pytest
+from arch.imports import ROOT
 from arch.links import anchors, faults, links, pages
 
 
 def test_every_link_leads_somewhere():
     assert len(pages()) > 10
     assert faults() == []
+
+
+def test_names_of_other_projects_exist_there():
+    """Those that the reference links to, as it has no inventory of the network."""
+    linked = runpy.run_path(str(ROOT / "docs/inventories.py"))
+    names = {name for _, found in linked["PROJECTS"].values() for name in found}
+    assert names >= set(linked["ALIASES"].values())
+    for name in names:
+        assert isinstance(pkgutil.resolve_name(name), type), name
 
 
 CONF = "myst_heading_anchors = 2\n"
