@@ -1,12 +1,19 @@
 """Sphinx configuration; `make docs` builds with warnings as errors."""
 
 import re
+import sys
 from importlib.metadata import version as _version
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from numpydoc.xref import DEFAULT_LINKS
 from sphinx.util import logging
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from inventories import aliases, mapping  # noqa: E402
 
 project = "ngd-core"
 author = "the ngd-core authors"
@@ -18,17 +25,23 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
 ]
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
-exclude_patterns = ["_build", "templates", "benchmarks"]
+exclude_patterns = ["_build", "benchmarks", "templates"]
 templates_path = ["templates"]
 default_role = "code"
 
 autosummary_generate = True
 autodoc_typehints = "none"
+intersphinx_mapping = mapping(HERE / "_build" / "inventories")
 numpydoc_show_class_members = False
+numpydoc_xref_param_type = True
+DEFAULT_LINKS.clear()  # an array here is any library's, not numpy.ndarray
+numpydoc_xref_aliases = aliases()
+numpydoc_xref_ignore = "all"
 numpydoc_class_members_toctree = False
 
 html_theme = "furo"

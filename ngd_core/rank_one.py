@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace, Scalar
+from ngd_core._typing import Array, DType, Namespace, Scalar
 
 __all__ = ["rank_one_solve", "scaled_square"]
 
@@ -48,7 +48,8 @@ def scaled_square(
     (1.0, 25.0)
     """
     xp = _vector_namespace(xp, "arrays", arrays)
-    return _scaled_square(_wide(arrays, xp=xp), xp=xp)
+    wide = _wide(arrays, xp=xp)
+    return _scaled_square(wide, roomy=_roomy(arrays, wide, xp=xp), xp=xp)
 
 
 def rank_one_solve(
@@ -103,9 +104,10 @@ def rank_one_solve(
     _checks.positive(rho=rho)
     xp = _vector_namespace(xp, "m", m)
     wide = _wide(m, xp=xp)
-    scale, square = _scaled_square(wide, xp=xp)
+    roomy = _roomy(m, wide, xp=xp)
+    scale, square = _scaled_square(wide, roomy=roomy, xp=xp)
     rho = _xp.scalar(rho, like=scale, xp=xp)
-    unit = {key: v / scale for key, v in wide.items()}
+    unit = wide if roomy else {key: v / scale for key, v in wide.items()}
     bottom = rho / scale + scale * square
     if x is None:
         u = {key: v / bottom for key, v in unit.items()}
@@ -157,15 +159,33 @@ def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
     }
 
 
-def _scaled_square(wide: Mapping[Any, Array], *, xp: Namespace) -> tuple[Array, Array]:
+def _limit(dtype: DType, *, xp: Namespace) -> float:
+    """Magnitude up to which sums of squares do not overflow."""
+    limit: float = float(xp.finfo(dtype).max) ** 0.25
+    return limit
+
+
+def _roomy(arrays: Mapping[Any, Array], wide: Mapping[Any, Array], *, xp: Namespace) -> bool:
+    """Tell whether no finite number of the arrays' dtypes is too large for squares in the wide."""
+    limit = min(_limit(x.dtype, xp=xp) for x in wide.values())
+    return all(float(xp.finfo(x.dtype).max) <= limit for x in arrays.values())
+
+
+def _scaled_square(wide: Mapping[Any, Array], *, roomy: bool, xp: Namespace) -> tuple[Array, Array]:
     one = _xp.ones((), like=next(iter(wide.values())), xp=xp)
+    if roomy:
+        return one, _total([_square(x, xp=xp) for x in wide.values()])
     largest = one
     for x in wide.values():
         largest = xp.maximum(largest, _xp.astype(xp.max(xp.abs(x)), one.dtype, xp=xp))
-    limit = float(xp.finfo(one.dtype).max) ** 0.25
+    limit = _limit(one.dtype, xp=xp)
     scale = xp.where(largest > limit, largest, one)
-    parts = [x / scale for x in wide.values()]
-    return scale, _total([xp.sum(part * part) for part in parts])
+    return scale, _total([_square(x / scale, xp=xp) for x in wide.values()])
+
+
+def _square(x: Array, *, xp: Namespace) -> Array:
+    flat = xp.reshape(x, (-1,))
+    return flat @ flat
 
 
 def _total(parts: list[Array]) -> Array:

@@ -120,7 +120,8 @@ def value_and_grad(
     outputs: Callable[[Any], Any] | None = None,
     loss_reduction: Literal["mean", "sum"] = "mean",
     batch_argnums: Sequence[int] | None = None,
-) -> Callable[..., tuple[Any, Any, dict[str, LayerRecord]]]:
+    deferred: bool = False,
+) -> Callable[..., tuple[Any, Any, Any]]:
     """Value, gradients and layer records of a loss, as `jax.value_and_grad` gives the first two.
 
     The loss is traced, and every ``dot_general``, ``conv_general_dilated`` and row ``gather`` in
@@ -149,6 +150,11 @@ def value_and_grad(
         Of the loss over the batch, for "empirical".
     batch_argnums : sequence of int, optional
         Which arguments of `loss_fn` hold examples; all but the parameters if not given.
+    deferred : bool
+        Give, in place of the records, a function without arguments that computes them. The
+        transformations of `ngd_jax` take it as ``records=`` and call it on the steps at which they
+        make statistics, so that on others no second backward pass runs. Both calls have to be in
+        one function under `jax.jit`.
 
     Returns
     -------
@@ -201,9 +207,7 @@ def value_and_grad(
         given = aux if outputs is None else outputs(aux)
         return list(given) if several else [given]
 
-    def with_records(
-        params: Any, *batch: Any, key: Any = None
-    ) -> tuple[Any, Any, dict[str, LayerRecord]]:
+    def with_records(params: Any, *batch: Any, key: Any = None) -> tuple[Any, Any, Any]:
         if (key is not None) != (fisher == "mc"):
             verb = "is missing; sampling takes an explicit one" if key is None else "is not used"
             msg = f"key {verb}: it belongs to fisher='mc', here it is {fisher!r}."
@@ -231,17 +235,19 @@ def value_and_grad(
         (loss, found), pull, (aux, read) = jax.vjp(perturbed, leaves, zeros, has_aux=True)
         nothing = [jnp.zeros_like(z) for z in found]
         grads, g = pull((jnp.ones_like(loss), nothing))
-        if fisher == "empirical":
-            scale = trace.examples if loss_reduction == "mean" else 1
-            g = {path: scale * x[None, ...] for path, x in g.items()}
-        else:
+
+        def records() -> dict[str, LayerRecord]:
+            if fisher == "empirical":
+                scale = trace.examples if loss_reduction == "mean" else 1
+                one = {path: scale * x[None, ...] for path, x in g.items()}
+                each = records_of(trace.groups, read, one)
+                return {name: _first(record) for name, record in each.items()}
             vectors = _vectors(fisher, terms, found, key)
-            g = jax.vmap(lambda v: pull((jnp.zeros_like(loss), v))[1])(vectors)
-        records = records_of(trace.groups, read, g)
-        if fisher == "empirical":
-            records = {name: _first(record) for name, record in records.items()}
+            several = jax.vmap(lambda v: pull((jnp.zeros_like(loss), v))[1])(vectors)
+            return records_of(trace.groups, read, several)
+
         value = (loss, aux) if has_aux else loss
-        return value, jax.tree.unflatten(tree, grads), records
+        return value, jax.tree.unflatten(tree, grads), records if deferred else records()
 
     return with_records
 

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from ngd_jax import _shards
 from ngd_jax._graph import nested, opened, tagged
-from ngd_jax._rules import rule_of
+from ngd_jax._rules import Rule, rule_of
 from ngd_jax._sites import Path, Site
 
 __all__ = ["evaluate"]
@@ -98,7 +98,7 @@ def _call(
     """Compute an equation with sites inside."""
     if eqn.primitive.name == "cond":
         return _branched(eqn, inputs, sites, below, path)
-    if eqn.primitive.name == "custom_jvp_call":
+    if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
         return _ruled(eqn, inputs, sites, below, path)
     closed = nested(eqn)
     jaxpr, consts = opened(closed), getattr(closed, "consts", ())
@@ -160,18 +160,50 @@ def _ruled(
 ) -> tuple[list[Any], Arrays]:
     """Compute a function by its own rule, in which the perturbations have tangents of their own."""
     rule = rule_of(eqn)
+    assert rule is not None, "a site was found in it"
 
     def ruled(operands: Sequence[Any], tangents: Any, moved: Arrays) -> tuple[list[Any], Arrays]:
         arguments = [*operands, *(tangents[k] for k in rule.moved)]
         return evaluate(rule.closed.jaxpr, rule.closed.consts, arguments, sites, moved, path)
 
-    def of(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
-        results, _ = ruled(primals[0], *tangents)
-        return results[: len(eqn.outvars)], results[len(eqn.outvars) :]
-
-    function = jax.custom_jvp(lambda operands, _: list(rule.function(*operands)))
-    function.defjvp(of)
+    derive = _pushed if eqn.primitive.name == "custom_jvp_call" else _pulled
+    shapes = {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in below.items()}
+    function = derive(rule, ruled, len(eqn.outvars), shapes)
     held = [lax.stop_gradient(x) for x in inputs]
-    zeros = {k: jnp.zeros_like(held[k]) for k in rule.moved}
-    nothing = {p: jnp.zeros_like(x) for p, x in below.items()}
-    return function(inputs, below), ruled(held, zeros, nothing)[1]
+    read = ruled(held, {k: jnp.zeros_like(held[k]) for k in rule.moved}, _zeros(shapes))[1]
+    return function(inputs, below), read
+
+
+def _zeros(shapes: Arrays) -> Arrays:
+    return {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.items()}
+
+
+def _pushed(rule: Rule, ruled: Any, results: int, _: Arrays) -> Any:
+    """Make a function whose tangents are those of a rule, perturbed."""
+    function = jax.custom_jvp(lambda operands, _: list(rule.function(*operands)))
+
+    def of(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        found, _ = ruled(primals[0], *tangents)
+        return found[:results], found[results:]
+
+    function.defjvp(of)
+    return function
+
+
+def _pulled(rule: Rule, ruled: Any, results: int, shapes: Arrays) -> Any:
+    """Make a function with its own backward pass, and beside it that of the perturbations."""
+    function = jax.custom_vjp(lambda operands, _: list(rule.function(*operands)))
+
+    def forward(operands: list[Any], _: Arrays) -> Any:
+        found, pull = jax.vjp(rule.of_moved(operands), *(operands[k] for k in rule.moved))
+        return list(found), (operands, pull)
+
+    def backward(kept: Any, gradients: list[Any]) -> Any:
+        operands, pull = kept
+        moved = dict(zip(rule.moved, pull(gradients), strict=True))
+        zeros = {k: jnp.zeros_like(operands[k]) for k in rule.moved}
+        _, along = jax.vjp(lambda x: ruled(operands, zeros, x)[0][results:], _zeros(shapes))
+        return [moved.get(k) for k in range(len(operands))], along(gradients)[0]
+
+    function.defvjp(forward, backward)
+    return function

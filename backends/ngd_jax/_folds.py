@@ -101,7 +101,7 @@ class Walk(NamedTuple):
 
         for k, (eqn, twin) in enumerate(zip(jaxpr.eqns, doubled.eqns, strict=False)):
             inputs, here = [known(v) for v in eqn.invars], (*path, k)
-            if eqn.primitive.name in (*SITES, "custom_jvp_call"):
+            if eqn.primitive.name in (*SITES, "custom_jvp_call", "custom_vjp_call"):
                 self.found[here] = inputs
             env.update(zip(eqn.outvars, self.equation(eqn, twin, inputs, here), strict=True))
         return [known(v) for v in jaxpr.outvars]

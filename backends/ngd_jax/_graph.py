@@ -30,6 +30,13 @@ class Output(NamedTuple):
     axes: tuple[int | None, ...]
 
 
+class Shift(NamedTuple):
+    """A parameter that an equation added to data, until the sum is added to a site's result."""
+
+    view: View
+    path: Path
+
+
 class Value(NamedTuple):
     """What is known of a variable; `uses` are those of which a tag would make a site."""
 
@@ -38,7 +45,13 @@ class Value(NamedTuple):
     data: bool = False
     output: Output | None = None
     biased: Output | None = None
+    shift: Shift | None = None
     uses: frozenset[Path] = frozenset()
+
+    @property
+    def bare(self) -> Value:
+        """Value without what it is part of."""
+        return self._replace(output=None, biased=None, shift=None, uses=frozenset())
 
 
 @dataclass
@@ -46,7 +59,8 @@ class Found:
     """Sites by path, and what else is known of them.
 
     First factors of products of a scale with more data, biases added to sites, branches with the
-    number of loops around them, and for each leaf that meets data in another way where and how.
+    number of loops around them, for each leaf that meets data in another way where and how, and
+    what leaves go into of which there is no gradient.
     """
 
     examples: int
@@ -55,6 +69,7 @@ class Found:
     biases: dict[Path, Layout] = field(default_factory=dict)
     branched: dict[Path, int] = field(default_factory=dict)
     uses: dict[int, dict[Path, str]] = field(default_factory=dict)
+    passed: dict[int, str] = field(default_factory=dict)
 
     @property
     def lost(self) -> dict[int, str]:
@@ -171,13 +186,19 @@ class _Walk:
             if inner is None or not data:
                 return [Value(data=bool(data), uses=uses)] * len(eqn.outvars)
             return [Value(data=True)] * len(eqn.outvars)
+        if name in ("stop_gradient", "while"):  # nothing behind it is differentiated through it
+            for leaf in frozenset().union(*(value.leaves for value in inputs)):
+                self.found.passed.setdefault(leaf, f"{name}, through which no gradient goes")
+            return [Value(data=any(value.data for value in inputs))] * len(eqn.outvars)
         if name == "shard_map":
             return self.shards(eqn, twin, inputs, path, lead)
         if name == "scan":
             return self.scan(eqn, twin, inputs, path, lead)
         if name == "cond":
             return self.cond(eqn, twin, inputs, path, lead)
-        if name == "custom_jvp_call":
+        if name == "custom_jvp_call" or (
+            name == "custom_vjp_call" and any(value.leaves for value in inputs)
+        ):
             return self.rule(eqn, twin, inputs, path, lead)
         if tagged(eqn):
             return self.tag(eqn, twin, inputs, path, lead)
@@ -207,7 +228,12 @@ class _Walk:
             if joined is not None:
                 return [Value(data=True, biased=joined, uses=frozenset({joined.path}))]
             if not any(value.leaves for value in inputs):
-                return [Value(data=True, output=_summand(eqn, inputs))]
+                shift = next((value.shift for value in inputs if value.shift), None)
+                return [Value(data=True, output=_summand(eqn, inputs), shift=shift)]
+            shift = next((Shift(value.view, path) for value in inputs if value.view), None)
+            return [
+                value._replace(shift=shift) for value in self.other(eqn, inputs, name, path, lead)
+            ]
         return self.other(eqn, inputs, name, path, lead)
 
     def cond(
@@ -215,7 +241,7 @@ class _Walk:
     ) -> list[Value]:
         """Enter each branch, of which one will be taken."""
         data = any(value.data for value in inputs)
-        inner = [value._replace(output=None, biased=None, uses=frozenset()) for value in inputs[1:]]
+        inner = [value.bare for value in inputs[1:]]
         self.found.branched[path] = len(lead)
         results = [
             self.run(opened(a), opened(b), inner, (*path, k), lead)
@@ -233,17 +259,20 @@ class _Walk:
     ) -> list[Value]:
         """Enter a derivative of the user's own, where data meets tangents of parameters."""
         own, double = rule_of(eqn), rule_of(twin)
+        if own is None or double is None:
+            why = "custom_vjp_call, whose rule has no transpose"
+            return self.other(eqn, inputs, why, path, lead)
         jaxpr, doubled, moved = opened(own.closed), opened(double.closed), own.moved
         data = any(value.data for value in inputs)
         primals = [Value(data=value.data) for value in inputs]
-        tangents = [inputs[k]._replace(output=None, biased=None, uses=frozenset()) for k in moved]
+        tangents = [inputs[k].bare for k in moved]
         states = self.states.of(path, eqn)
         self.states.run(jaxpr, doubled, [*states, *(states[k] for k in moved)], path)
         results = self.run(jaxpr, doubled, [*primals, *tangents], path, lead)
-        uses = frozenset({path})
-        return [
-            value._replace(view=None, data=data, uses=uses) for value in results[len(eqn.outvars) :]
-        ]
+        uses, outcome = frozenset({path}), results[len(eqn.outvars) :]
+        if data:  # what a parameter became with data is no view of it
+            outcome = [value._replace(view=None, data=True) for value in outcome]
+        return [value._replace(uses=uses) for value in outcome]
 
     def batch(self, eqn: Any, data: int, path: Path) -> Batch:
         """Find how the examples lie in an operand."""
@@ -336,7 +365,9 @@ class _Walk:
     def bias(self, eqn: Any, inputs: list[Value], lead: tuple[Any, ...]) -> Output | None:
         """Join a parameter to the site whose result it is added to."""
         first = 0 if inputs[0].output is not None else 1
-        output, view = inputs[first].output, inputs[1 - first].view
+        output, view, shift = inputs[first].output, inputs[1 - first].view, inputs[1 - first].shift
+        if shift is not None:
+            view = shift.view
         if output is None or view is None:
             return None
         site = self.found.sites[output.path]
@@ -362,6 +393,8 @@ class _Walk:
         scans = range(len(view.scans))
         layout = view.layout.transposed((*scans, *axes, *rest))  # type: ignore[arg-type]
         self.found.biases[output.path] = layout
+        if shift is not None:
+            del self.found.uses[layout.leaf][shift.path]
         return output
 
     def scan(
@@ -372,7 +405,7 @@ class _Walk:
         jaxpr, doubled = opened(p["jaxpr"]), opened(twin.params["jaxpr"])
         held, carried = p["num_consts"], p["num_carry"]
         data = any(value.data for value in inputs)
-        inner = [value._replace(output=None, biased=None, uses=frozenset()) for value in inputs]
+        inner = [value.bare for value in inputs]
         for k in range(held, held + carried):
             for leaf in inner[k].leaves:
                 self.found.uses.setdefault(leaf, {})[path] = "scan, as what it carries"
@@ -397,7 +430,7 @@ class _Walk:
         if self.examples != self.found.examples:
             return self.other(eqn, inputs, "shard_map, in another one", path, lead)
         shards = _shards.parts(eqn, names)
-        inner = [value._replace(output=None, biased=None, uses=frozenset()) for value in inputs]
+        inner = [value.bare for value in inputs]
         self.examples //= shards
         jaxpr, doubled = (opened(nested(e)) for e in (eqn, twin))
         results = self.run(jaxpr, doubled, inner, path, lead)
@@ -406,7 +439,7 @@ class _Walk:
             for p in [p for p in sites if p[: len(path)] == path]:
                 sites[p] = _shards.whole(sites[p], names, shards)
         return [
-            value._replace(output=self.joined(var, value.output, lead), biased=None)
+            value.bare._replace(output=self.joined(var, value.output, lead), uses=value.uses)
             for var, value in zip(eqn.outvars, results, strict=True)
         ]
 
@@ -434,7 +467,7 @@ def _summand(eqn: Any, inputs: list[Value]) -> Output | None:
 
 
 def _single(value: Value, uses: int) -> Value:
-    return value if uses == 1 else value._replace(output=None, biased=None)
+    return value if uses == 1 else value._replace(output=None, biased=None, shift=None)
 
 
 def _moved(eqn: Any, inputs: list[Value]) -> Value | None:
@@ -478,7 +511,7 @@ def _moved(eqn: Any, inputs: list[Value]) -> Value | None:
         return None
     if value.view is not None and view is None:
         return None
-    return value._replace(view=view, output=output, biased=None)
+    return value._replace(view=view, output=output, biased=None, shift=None)
 
 
 MOVES = (

@@ -92,7 +92,7 @@ def group_sites(found: Found, paths: Sequence[str]) -> tuple[list[Group], dict[s
     held = {group.weight.leaf for group in groups}
     held |= {group.bias.leaf for group in groups if group.bias is not None}
     uncovered = {
-        path: _why(lost.get(leaf), leaf in found_biases(found))
+        path: _why(lost.get(leaf, found.passed.get(leaf)), leaf in found_biases(found))
         for leaf, path in enumerate(paths)
         if leaf not in held
     }

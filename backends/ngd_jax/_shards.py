@@ -37,7 +37,7 @@ def divided(
         Names of the axes, the slowest first.
     """
     p = eqn.params
-    over = {name for name in p["newly_manual_axes"] if p["mesh"].shape[name] > 1}
+    over = {name for name in _manual(p) if p["mesh"].shape[name] > 1}
     found: set[tuple[str, ...]] = set()
     for k, spec in enumerate(p["in_specs"]):
         if leaves[k] and any(over.intersection(names) for names in _names(spec)):
@@ -52,6 +52,11 @@ def divided(
     if over - set(names):
         return Refused("shard_map, over mesh axes that do not split the examples")
     return names
+
+
+def _manual(p: Mapping[str, Any]) -> Any:
+    """Mesh axes that a shard_map takes, whose name in JAX 0.10.0 was another."""
+    return p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
 
 
 def _names(spec: Any) -> list[tuple[str, ...]]:
@@ -112,7 +117,7 @@ def called(
         mesh=p["mesh"],
         in_specs=(list(p["in_specs"]), given),
         out_specs=(list(p["out_specs"]), taken),
-        axis_names=p["newly_manual_axes"],
+        axis_names=_manual(p),
         check_vma=p["check_vma"],
     )
     return mapped(list(inputs), dict(perturbations))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from jax import lax
@@ -117,13 +117,20 @@ def _dense(
         [k for k in range(len(shapes[s])) if k not in contracted[s] and k not in batched[s]]
         for s in (0, 1)
     ]
-    weight = view.ordered(shapes[side])
+    # along an axis of both on which the weight repeats, the data has it to itself
+    repeated = {k for k in batched[side] if view.axes[k] is None and shapes[side][k] != 1}
+    kept = [k for k in range(len(shapes[side])) if k not in repeated]
+    own = replace(view, axes=tuple(view.axes[k] for k in kept))
+    weight = own.ordered(tuple(shapes[side][k] for k in kept))
     if weight is None:
         return Refused("dot_general, with a weight that repeats")
     n, data, scans = len(lead), 1 - side, view.scans
     grown = tuple(twin.invars[data].aval.shape)
+    pairs = list(zip(batched[side], batched[data], strict=True))
+    alone = [k for w, k in pairs if w in repeated] + free[data]
+    stack = [(w, k) for w, k in pairs if w not in repeated]
     lengths, doubled = ([pair[k] for pair in lead] for k in (0, 1))
-    spots = [k for k in range(n) if k not in scans] + [n + k for k in free[data]]
+    spots = [k for k in range(n) if k not in scans] + [n + k for k in alone]
     example = _examples((*lengths, *shapes[data]), (*doubled, *grown), spots, rows)
     if isinstance(example, Refused):
         return Refused(f"dot_general: {example.why}")
@@ -137,14 +144,11 @@ def _dense(
             result[s, k] = place
             place += 1
     positions = [k for k in spots if k != example]
-    out = {n + k: result[data, k] for k in free[data]} | {k: k for k in range(n)}
-    stack_in = (*scans, *(n + k for k in batched[data]))
-    stack_out = (*scans, *(result[data, k] for k in batched[data]))
-    lead_axes = tuple(range(len(scans)))
-    order = (
-        *lead_axes,
-        *(len(scans) + k for k in (*batched[side], *free[side], *contracted[side])),
-    )
+    out = {n + k: result[data, k] for k in alone} | {k: k for k in range(n)}
+    stack_in = (*scans, *(n + k for _, k in stack))
+    stack_out = (*scans, *(result[data, k] for _, k in stack))
+    parts = (*(w for w, _ in stack), *free[side], *contracted[side])
+    order = (*range(len(scans)), *(len(scans) + kept.index(w) for w in parts))
     return Site(
         "dense",
         weight.transposed(order),

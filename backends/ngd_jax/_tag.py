@@ -16,7 +16,7 @@ MARK = "ngd_jax_tag"
 def tag(y: Any, like: Callable[..., Any], *args: Any) -> Any:
     """Mark an array as what a linear map of a parameter gives, for tracing to see.
 
-    For a Pallas kernel or a `jax.custom_vjp` function, whose inside is not read.
+    For a Pallas kernel, or a `jax.custom_vjp` function whose backward pass has no transpose.
 
     Parameters
     ----------

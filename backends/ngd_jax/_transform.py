@@ -34,6 +34,7 @@ __all__ = ["PreconditionState", "precondition"]
 
 Number: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[Any], Any]
+Records: TypeAlias = Mapping[str, Any]
 
 
 class PreconditionState(NamedTuple):
@@ -99,7 +100,8 @@ def precondition(
     -------
     optax.GradientTransformationExtraArgs
         ``update(grads, state, params=None, *, records=...)`` with the records of
-        `ngd_jax.value_and_grad`; a step without them (None) uses the statistics it has. Leaves
+        `ngd_jax.value_and_grad`, or the function that it gives with ``deferred=True``; a step
+        without them (None) uses the statistics it has. Leaves
         that are masked out are left alone: a layer without its bias is a layer of its weight.
         `ngd_core.FNGD` with ``share="sample"`` takes ``index=`` too, the examples' numbers in the
         data set, shape ``(n,)``.
@@ -146,7 +148,7 @@ def precondition(
         state: PreconditionState,
         params: Any = None,
         *,
-        records: Mapping[str, Any] | None = None,
+        records: Records | Callable[[], Records] | None = None,
         index: jax.Array | None = None,
         **_: Any,
     ) -> tuple[Any, PreconditionState]:
@@ -154,14 +156,15 @@ def precondition(
         chosen = _chosen(layers, leaves, method)
         specs = {layer.spec.name: layer.spec for layer in chosen}
         hyper = Hyper(_value(damping, state.count), _value(decay, state.count))
-        found = _found(records, specs, fngd)
+        if fngd and callable(records):
+            records = records()
+        found = records if callable(records) else _found(records, specs, fngd)
         curvature = _rekeyed(state.curvature, specs)
         which = _which(method, state.count, index)
         curvature = _learn(method, curvature, found, hyper, state.count, which)
         blocks = {layer.spec: layer.block(leaves) for layer in chosen}
-        directions, info = method.direction(
-            curvature, blocks, found if fngd else {}, hyper, **which
-        )
+        weighted = found if fngd and not callable(found) else {}
+        directions, info = method.direction(curvature, blocks, weighted, hyper, **which)
         if kl_clip is not None:
             rate = _value(learning_rate, state.count)
             scale = step.kl_clip_scale(info, rate, kl_clip)
@@ -196,8 +199,12 @@ def precondition(
             named = when(recording, lambda c: _named(learnt(c)), named)
             return _rekeyed(named, specs)
         if found:
-            due = count % factor_every == 0
-            named = when(due, lambda c: _named(method.accumulate(c, found, hyper)), named)
+
+            def accumulated(c: Any) -> Any:
+                now = _found(found(), specs, fngd) if callable(found) else found
+                return _named(method.accumulate(c, now, hyper))
+
+            named = when(count % factor_every == 0, accumulated, named)
         due = count % inverse_every == 0
         named = when(due, lambda c: _named(refreshed(method, c, hyper, inverse_mesh)), named)
         return _rekeyed(named, specs)

@@ -21,6 +21,7 @@ from ngd_torch._passes import Owner, Uses
 from ngd_torch._reads import read_elsewhere
 from ngd_torch._shards import is_sharded
 from ngd_torch._unrolled import fused, watch
+from ngd_torch._weighted import weighted
 
 __all__ = ["Capture"]
 
@@ -160,11 +161,16 @@ class Capture:
         if self.holds(weight, first):
             self.read(self.parts[weight, first], x, z)
 
-    def used(self, module: Any, x: torch.Tensor, z: torch.Tensor) -> None:
-        """Note a use of a layer."""
+    def used(self, module: Any, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
+        """Note a use of a layer, or give another output in whose backward pass it has weights."""
         layer = self.layers.get(module.weight, self.sharded.get(module))
-        if layer is not None:
-            self.read(layer.seen_in(module).called(x, z), x, z)
+        if layer is None:
+            return None
+        owner = self.owner()
+        if owner is not None and owner.weighs(layer) and self.uses is not None:
+            return weighted(layer, x, z, self.uses.weigh(layer)) if z.requires_grad else None
+        self.read(layer.seen_in(module).called(x, z), x, z)
+        return None
 
     def read(self, layer: Layer, x: torch.Tensor, z: torch.Tensor) -> None:
         """Note that a layer turned x into z."""
@@ -182,7 +188,7 @@ class Capture:
             self.stance = None
         sampled = self.fisher != "empirical"
         terms = self.heads.terms(output, args, kwargs, sampled=sampled)
-        if not terms or not uses.places:
+        if not terms or not (uses.places or uses.weighed):
             uses.drop()
             return
         examples, *rest = terms[0].outputs.shape
@@ -241,9 +247,8 @@ def _used(
     *,
     switch: Switch,
     me: weakref.ref[Capture],
-) -> None:
-    if switch.live:
-        _noted(me, module, args, kwargs, output)
+) -> torch.Tensor | None:
+    return _noted(me, module, args, kwargs, output) if switch.live else None
 
 
 def _end(
@@ -269,11 +274,12 @@ def _begun(me: weakref.ref[Capture], module: nn.Module) -> None:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _noted(
     me: weakref.ref[Capture], module: nn.Module, args: Any, kwargs: Any, output: Any
-) -> None:
+) -> torch.Tensor | None:
     capture = me()
     x = args[0] if args else _by_keyword(module, kwargs)
-    if capture is not None and x is not None and isinstance(output, torch.Tensor):
-        capture.used(module, x, output)
+    if capture is None or x is None or not isinstance(output, torch.Tensor):
+        return None
+    return capture.used(module, x, output)
 
 
 def _by_keyword(module: nn.Module, kwargs: Any) -> Any:

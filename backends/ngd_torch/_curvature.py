@@ -26,7 +26,7 @@ from ngd_core import (
     TridiagonalKFAC,
     factors,
 )
-from ngd_core.types import LayerSpec
+from ngd_core.types import BAD_GRADIENT, LayerSpec
 from ngd_torch._capture import Capture
 from ngd_torch._heads import Heads
 from ngd_torch._layers import RULES, UNTRAINED, Layer, LayerRule, find_layers
@@ -34,6 +34,7 @@ from ngd_torch._ranks import Keepers, Ranks, gathered, unwrapped
 from ngd_torch._shards import resharded
 from ngd_torch._stored import check_arrays, entry
 from ngd_torch._trees import leaves, rebuilt
+from ngd_torch._weighted import can_weigh
 
 __all__ = ["Curvature"]
 
@@ -83,6 +84,8 @@ class Curvature:
         Ranks that keep each layer's inverse.
     process_group : ProcessGroup or None
         Ranks that train together.
+    weighted_backward : bool
+        Whether FNGD's later epochs weight gradients within the backward pass.
     trained : collection of nn.Parameter or None
         Those that an optimizer steps; layers of others are left out. None: all.
     """
@@ -111,6 +114,7 @@ class Curvature:
         seed: int,
         inverse_ranks: Keepers,
         process_group: Any,
+        weighted_backward: bool,
         trained: Collection[nn.Parameter] | None = None,
     ) -> None:
         _one_of("fisher", fisher, ("mc", "exact", "empirical"))
@@ -147,6 +151,7 @@ class Curvature:
             )
             raise ValueError(msg)
         self.model, self.method = unwrapped(model), method
+        self.weighted_backward = weighted_backward
         self.damping, self.decay = damping, decay
         self.factor_every, self.inverse_every = factor_every, inverse_every
         self.rules, self.sharing = {**RULES, **(layers or {})}, sharing
@@ -174,6 +179,8 @@ class Curvature:
         self.records: dict[LayerSpec, LayerRecord] = {}
         self.sizes: dict[str, tuple[float, int, int]] = {}
         self.info: dict[LayerSpec, Info] = {}
+        if weighted_backward:
+            self._check_weighted(loss_reduction, loss_scale)
         whole = isinstance(method, FNGD) or self.ranks.gathers
         self._capture = partial(
             Capture,
@@ -283,6 +290,42 @@ class Curvature:
         every = isinstance(self.method, FNGD) or self.due
         return every or self.steps % self.factor_every == 0
 
+    def _check_weighted(self, loss_reduction: str, loss_scale: Any) -> None:
+        """Reject what a gradient that is the direction cannot go together with."""
+        method, ranks = self.method, self.ranks.group.size
+        wrong = {
+            f"{type(method).__name__} has no weights, only FNGD has": not isinstance(method, FNGD),
+            "FNGD's guard needs the gradient": isinstance(method, FNGD) and method.guard,
+            "the loss has to be a mean, unscaled": loss_reduction != "mean" or loss_scale,
+            f"there are {ranks} processes, and it works in one": ranks > 1,
+        }
+        for why in (why for why, so in wrong.items() if so):
+            msg = f"weighted_backward is True, but {why}; leave it out."
+            raise ValueError(msg)
+
+    def weighs(self, layer: Layer) -> bool:
+        """Tell whether the backward pass is to weight the examples in the gradient of a layer."""
+        return self.weighted_backward and not self.recording and can_weigh(layer)
+
+    def weights(self, layer: Layer, examples: int) -> torch.Tensor:
+        """Weights of the examples of a batch, of which there is one a step, in a layer."""
+        if not isinstance(self.method, FNGD):
+            msg = f"{type(self.method).__name__} has no weights."
+            raise TypeError(msg)
+        self._settle()
+        spec = layer.spec
+        if spec.name in self.seen and self._begun(spec.name):
+            raise RuntimeError(TWO_BATCHES.format(spec.name))
+        self.seen.add(spec.name)
+        with torch.no_grad():
+            found, _ = self.method.weights(self.state, spec, examples, **self._which())
+        self.unseen.discard(spec.name)
+        return found
+
+    def _has_direction(self, layer: Layer) -> bool:
+        """Tell whether a layer's gradient is its direction already."""
+        return self.weighs(layer) and layer.spec.name not in self.unseen
+
     def deliver(self, found: dict[str, list[LayerRecord]], share: float = 1.0) -> None:
         """Fold records into the statistics, now or when those of other ranks are here."""
         self._settle()
@@ -302,11 +345,7 @@ class Curvature:
         self._measure(spec, record, share)
         if isinstance(self.method, FNGD):
             if name in self.seen and self._begun(name):
-                msg = (
-                    f"Layer {name!r} saw two batches in one step; FNGD weights the examples of "
-                    "one batch, so take a step for each, or pass them as one."
-                )
-                raise RuntimeError(msg)
+                raise RuntimeError(TWO_BATCHES.format(name))
             self.records[spec] = record
         decay = 1.0 if name in self.seen else self.decay
         self.seen.add(name)
@@ -377,7 +416,9 @@ class Curvature:
             self.info, finite = {}, True
             for layers in self.ranks.portions(self.layers):
                 blocks = {
-                    layer.spec: block for layer in layers if (block := layer.block()) is not None
+                    layer.spec: block
+                    for layer in layers
+                    if not self._has_direction(layer) and (block := layer.block()) is not None
                 }
                 self._warn_of_unseen(blocks)
                 if isinstance(self.method, FNGD):  # an idle layer has a gradient and no examples
@@ -401,6 +442,11 @@ class Curvature:
         self.seen.clear()
         self.records.clear()
         return parts
+
+    def sound(self) -> torch.Tensor | None:
+        """Whether all gradients with a direction were finite; None if there was none."""
+        codes = [info.code for info in self.info.values()]
+        return torch.stack(codes).max() < BAD_GRADIENT if codes else None
 
     def _take_gathered(self) -> None:
         """Fold the batches of all ranks, which only now are there."""
@@ -525,6 +571,10 @@ STORED: Mapping[str, Any] = {
     "generators": Mapping,
 }
 """What a stored state must hold."""
+TWO_BATCHES = (
+    "Layer {!r} saw two batches in one step; FNGD weights the examples of one batch, so take a "
+    "step for each, or pass them as one."
+)
 TOGETHER = (DenseNGD, SOFIM, TridiagonalKFAC)
 """Methods whose statistics are of several layers at once."""
 

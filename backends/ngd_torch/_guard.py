@@ -24,7 +24,8 @@ class Move(NamedTuple):
     mu: float = 0.0
     buffer: torch.Tensor | None = None
     scale: torch.Tensor | None = None
-    grad: torch.Tensor | None = None  # of the parameter, filled in by `take`
+    vouched: torch.Tensor | None = None  # whether the gradient behind the direction is finite
+    grad: torch.Tensor | None = None  # of the parameter if nothing vouches, filled in by `take`
 
 
 def dense(grad: torch.Tensor) -> torch.Tensor:
@@ -54,47 +55,89 @@ def take(moves: Sequence[Move], like: torch.Tensor, group: Group = ALONE) -> tor
     tensor of bool, shape ()
         Whether they were taken.
     """
-    moves = [_here(move) for move in moves]
-    ok = _all_finite(moves, part(like))
+    moves = [_here(move) for move in moves if move.p.numel()]
+    alike = _alike(moves)
+    ok = _all_finite(alike, part(like))
     if group.size > 1:
         ok = summed([(~ok).float()], group.handle)[0] == 0
-    for p, direction, lr, shrink, mu, buffer, scale, _ in moves:
-        on = ok.to(p.device, p.dtype)
-        share = on if scale is None else torch.where(ok, scale, 0).to(p.device, p.dtype)
-        direction = torch.nan_to_num(direction)
-        if shrink != 1:
-            p.addcmul_(p, on, value=_number(shrink - 1, p.dtype))
-        if buffer is None:
-            p.addcmul_(direction, share, value=_number(-lr, p.dtype))
-        else:
-            buffer.addcmul_(buffer, on, value=_number(mu - 1, p.dtype)).addcmul_(direction, share)
-            p.addcmul_(buffer, on, value=_number(-lr, p.dtype))
+    for some in alike:
+        _go(some, ok.to(some[0].p.device))
     return ok
 
 
-def _number(x: float, dtype: torch.dtype) -> float:
-    """Keep a factor within the dtype, so that 0 times it is 0; no step with a larger is taken."""
-    x = float(x)
-    return x if abs(x) <= torch.finfo(dtype).max else 0.0
+def _alike(moves: Sequence[Move]) -> list[list[Move]]:
+    """Group moves that differ in their tensors alone."""
+    groups: dict[object, list[Move]] = {}
+    for move in moves:
+        p, _, lr, shrink, mu, buffer, scale, *_ = move
+        key = (p.device, p.dtype, lr, shrink, mu, buffer is None, scale is None)
+        groups.setdefault(key, []).append(move)
+    return list(groups.values())
+
+
+def _go(moves: Sequence[Move], ok: torch.Tensor) -> None:
+    """Take moves in one pass, PyTorch's fused SGD, which leaves everything as it is if not ok."""
+    _, _, lr, shrink, mu, buffer, *_ = moves[0]
+    level = [_level(move) for move in moves]
+    ps, directions = [move.p for move in level], [move.direction for move in level]
+    if shrink != 1:
+        one = torch.ones((), dtype=ps[0].dtype, device=ok.device)
+        torch._foreach_mul_(ps, torch.where(ok, shrink * one, one))
+    torch._fused_sgd_(
+        ps,
+        directions,
+        [] if buffer is None else [move.buffer for move in level],
+        weight_decay=0.0,
+        momentum=0.0 if buffer is None else float(mu),
+        lr=float(lr),
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        found_inf=(~ok).float(),
+    )
+    for move, copy in zip(moves, level, strict=True):
+        if copy.p is not move.p:
+            move.p.copy_(copy.p)
+            if move.buffer is not None:
+                move.buffer.copy_(copy.buffer)
+
+
+def _level(move: Move) -> Move:
+    """Move with its scale in it, whose tensors lie in memory alike and without gaps."""
+    p, buffer, direction = move.p, move.buffer, move.direction
+    if not _is_dense(p) or (buffer is not None and buffer.stride() != p.stride()):
+        p = p.clone(memory_format=torch.contiguous_format)
+        buffer = None if buffer is None else buffer.contiguous()
+    if move.scale is not None:
+        scale = move.scale.to(p.device, direction.dtype)
+        direction = torch.mul(direction, scale, out=torch.empty_like(p, dtype=direction.dtype))
+    elif direction.stride() != p.stride():
+        direction = torch.empty_like(p, dtype=direction.dtype).copy_(direction)
+    return move._replace(p=p, buffer=buffer, direction=direction)
+
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _is_dense(x: torch.Tensor) -> bool:
+    return x.is_contiguous() or (
+        x.ndim in FORMATS and x.is_contiguous(memory_format=FORMATS[x.ndim])
+    )
 
 
 def _here(move: Move) -> Move:
     """Part of a move that is in this process."""
     p, buffer = part(move.p), None if move.buffer is None else part(move.buffer)
-    grad = None if move.p.grad is None else part(move.p.grad)
+    known = move.p.grad is None or move.vouched is not None or move.direction is move.p.grad
+    grad = None if known else part(move.p.grad)
     return move._replace(p=p, direction=part(move.direction), buffer=buffer, grad=grad)
 
 
-def _all_finite(moves: Sequence[Move], like: torch.Tensor) -> torch.Tensor:
-    alike: dict[object, list[Move]] = {}
-    for move in moves:
-        if move.p.numel():
-            p, _, lr, shrink, mu, buffer, scale, _ = move
-            key = (p.device, p.dtype, lr, shrink, mu, buffer is None, scale is None)
-            alike.setdefault(key, []).append(move)
+def _all_finite(alike: Sequence[Sequence[Move]], like: torch.Tensor) -> torch.Tensor:
     ok = torch.ones((), dtype=torch.bool, device=like.device)
-    for some in alike.values():
-        _, _, lr, shrink, mu, buffer, scale, _ = some[0]
+    for some in alike:
+        _, _, lr, shrink, mu, buffer, scale, *_ = some[0]
         reach = _sizes([move.direction for move in some])
         if scale is not None:
             reach = scale.to(reach.device) * reach
@@ -105,6 +148,8 @@ def _all_finite(moves: Sequence[Move], like: torch.Tensor) -> torch.Tensor:
         grads = [dense(move.grad) for move in some if move.grad is not None]
         if grads:
             found = found & torch.isfinite(_sizes(grads)).all()
+        for vouched in {id(move.vouched): move.vouched for move in some}.values():
+            found = found if vouched is None else found & vouched.to(found.device)
         ok = ok & found.to(ok.device)
     return ok
 

@@ -95,6 +95,12 @@ class Options(TypedDict, total=False):
     process_group : ProcessGroup or None
         Processes that train the model together. None: those of a `DistributedDataParallel`,
         otherwise all, if `torch.distributed` was initialised.
+    weighted_backward : bool
+        For FNGD alone: in later epochs form the weighted gradients of `nn.Linear`, `nn.Embedding`
+        and convolutions padded with zeros *in place* of the gradients, in the same backward pass
+        and at its cost. Their ``.grad`` then is the direction, not the gradient: so are its norm,
+        what clips it and what `torch.amp.GradScaler` sees; `stats` has nothing of these layers,
+        ``kl_clip`` is not to be had, nor gradients of gradients, nor several processes (False).
     """
 
     damping: float
@@ -120,6 +126,7 @@ class Options(TypedDict, total=False):
     seed: int
     inverse_ranks: int | Literal["each"] | None
     process_group: Any
+    weighted_backward: bool
 
 
 CURVATURE: dict[str, Any] = {
@@ -142,6 +149,7 @@ CURVATURE: dict[str, Any] = {
     "seed": 0,
     "inverse_ranks": None,
     "process_group": None,
+    "weighted_backward": False,
 }
 STEP: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0, "kl_clip": None, "params": None}
 
@@ -225,6 +233,9 @@ class NaturalGradient(torch.optim.Optimizer):  # type: ignore[misc]
         if settings["kl_clip"] is not None and not settings["kl_clip"] > 0:
             msg = f"kl_clip is {settings['kl_clip']}; expected a number > 0, or None."
             raise ValueError(msg)
+        if settings["kl_clip"] is not None and given.get("weighted_backward"):
+            msg = "kl_clip needs the gradient, which weighted_backward replaces; leave one out."
+            raise ValueError(msg)
         params = settings["params"]
         if params is None:
             params = trainable(model.parameters())
@@ -288,7 +299,7 @@ class NaturalGradient(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         directions = self.curvature.directions()
-        scale = self._clip()
+        scale, vouched = self._clip(), self.curvature.sound()
         moves = []
         for group in self.param_groups:
             lr, mu = group["lr"], group["momentum"]
@@ -303,7 +314,8 @@ class NaturalGradient(torch.optim.Optimizer):  # type: ignore[misc]
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state.get("momentum_buffer")
                 shrink = 1 - lr * group["weight_decay"]
-                moves.append(Move(p, d, lr, shrink, mu, buffer, scale if known else None))
+                facts = (scale, vouched) if known else ()
+                moves.append(Move(p, d, lr, shrink, mu, buffer, *facts))
         if moves:
             self._skipped = self._skipped + ~take(moves, moves[0].p, self.curvature.ranks.together)
         return loss

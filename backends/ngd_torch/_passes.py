@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,6 +29,14 @@ class Owner(Protocol):
 
     def deliver(self, found: dict[str, list[LayerRecord]], share: float = 1.0) -> None:
         """Take the records of a layer, one a use of it; see `ngd_core.Hyper` for the share."""
+        ...
+
+    def weighs(self, layer: Layer) -> bool:
+        """Tell whether the examples have weights in the gradient of a layer."""
+        ...
+
+    def weights(self, layer: Layer, examples: int) -> torch.Tensor:
+        """Weights of the examples of a batch in the gradient of a layer."""
         ...
 
     def read_elsewhere(self, names: list[str]) -> None:
@@ -90,6 +98,7 @@ class Uses:
         self.together, self.of_all = 1, 1
         self.carrying = False
         self.queued = False  # a call at the end of the backward pass
+        self.weighed = False
 
     def add(self, layer: Layer, x: torch.Tensor, z: torch.Tensor) -> None:
         """Note a use."""
@@ -105,6 +114,23 @@ class Uses:
         self.places.setdefault(name, []).append(place)
         self.expected[name] = len(self.places[name])
         self.handles.append(_source(z).register_hook(partial(self.arrived, place)))
+
+    def weigh(self, layer: Layer) -> Callable[[int], torch.Tensor]:
+        """Weights of the rows of a layer's input, examples first, for a backward pass to come."""
+        self.weighed = True
+
+        def of(rows: int) -> torch.Tensor:
+            owner, n = self.owner(), self.examples
+            if owner is None or not n or rows % n:
+                msg = (
+                    f"Layer {layer.spec.name!r} saw {rows} rows where the model's output has {n} "
+                    "examples; keep the examples on the first axis, or set weighted_backward=False."
+                )
+                raise ValueError(msg)
+            weights = owner.weights(layer, n)
+            return weights if rows == n else weights.repeat_interleave(rows // n)
+
+        return of
 
     def await_loss(self, examples: int, scale: Any) -> None:
         """From now on take gradients of the training loss, times the scale."""

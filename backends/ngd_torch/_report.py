@@ -216,11 +216,13 @@ def _cost(curvature: Curvature, spec: Any) -> dict[str, Any]:
         return {"step": None, "row": None, "own": None, "batch": batch}
     further = 0.0 if curvature.capture.fisher == "empirical" else vectors * cost.own / 3
     statistics = cost.statistics if curvature.recording else 0.0
+    in_backward = any(layer.spec == spec and curvature.weighs(layer) for layer in curvature.layers)
+    weighting = 0.0 if in_backward else cost.weighting
     often = 1 if isinstance(method, FNGD) else curvature.factor_every
     rows = examples * positions
     return {
         "step": cost.direction + cost.refresh / curvature.inverse_every,
-        "row": ((statistics + further) / often + cost.weighting) / rows,
+        "row": ((statistics + further) / often + weighting) / rows,
         "own": cost.own / rows,
         "batch": batch,
     }

@@ -13,6 +13,7 @@ import ngd_core
 from ngd_core import Hyper
 from ngd_torch._curvature import trainable
 from ngd_torch._guard import Move, dense, take
+from ngd_torch._ops import NATIVE
 from ngd_torch._ranks import ALONE, Group, group_of, summed
 from ngd_torch._shards import copies, is_sharded, part, resharded, whole_of_part
 from ngd_torch._stored import check_arrays, check_groups
@@ -81,7 +82,7 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
             if not 0 <= value < float("inf"):
                 msg = f"{name} is {value}; expected a finite number >= 0."
                 raise ValueError(msg)
-        self.method = ngd_core.SOFIM(rho=rho, beta=beta, scope=scope)
+        self.method = ngd_core.SOFIM(rho=rho, beta=beta, scope=scope, ops=NATIVE)
         params: Any = model_or_params
         if isinstance(model_or_params, nn.Module):
             params = trainable(model_or_params.parameters())

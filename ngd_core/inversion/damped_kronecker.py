@@ -203,8 +203,14 @@ def _refresh_pi(
     diagonal = is_diagonal(A, G)
     mean_a = xp.mean(A, axis=-1) if diagonal else mean_diagonal(A, xp=xp)
     # one zero factor makes the product zero, whatever the other
-    present = _xp.astype((mean_a > 0) & (mean_diagonal(G, xp=xp) > 0), A.dtype, xp=xp)
-    A, G = A * _like_factor(present, diagonal), G * present[..., None, None]
+    both = (mean_a > 0) & (mean_diagonal(G, xp=xp) > 0)
+    present = _xp.astype(both, A.dtype, xp=xp)
+    A, G = ops.cond(
+        xp.all(both),
+        lambda: (A, G),
+        lambda: (A * _like_factor(present, diagonal), G * _like_factor(present, False)),
+        xp=xp,
+    )
     if diagonal:
         a, _, code_a = diagonal_inverse(A, for_a, old.a, old.good, xp=xp)
     else:
@@ -213,14 +219,17 @@ def _refresh_pi(
     code = xp.maximum(code_a, code_g)
     ok = code < KEPT
     new = PiInverse(
-        xp.where(_like_factor(ok, diagonal), a, old.a),
-        xp.where(ok[..., None, None], g, old.g),
+        ops.select(_like_factor(ok, diagonal), a, old.a, xp=xp),
+        ops.select(_like_factor(ok, False), g, old.g, xp=xp),
         old.good | ok,
     )
     return new, code
 
 
 def _like_factor(x: Array, diagonal: bool) -> Array:
+    """Value of each factor beside its entries; a single one stays as it is."""
+    if x.ndim == 0:
+        return x
     return x[..., None] if diagonal else x[..., None, None]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ngd_core._typing import Array, Namespace
+from ngd_core._typing import Array, DType, Namespace
 from ngd_core.inversion import triangular
 
 __all__ = ["EAGER", "PURE", "Ops"]
@@ -31,6 +31,16 @@ def _cond_eager(pred: Array, true: Thunk, false: Thunk, *, xp: Namespace) -> tup
     return true() if bool(pred) else false()
 
 
+def _within_pure(
+    x: Array, limit: float, *, axis: tuple[int, ...] | None = None, xp: Namespace
+) -> Array:
+    return xp.all(xp.abs(x) <= limit, axis=axis)
+
+
+def _select_pure(pred: Array, x: Array, other: Array, *, xp: Namespace) -> Array:
+    return xp.where(pred, x, other)
+
+
 @dataclass(frozen=True)
 class Ops:
     """Replaceable operations.
@@ -44,13 +54,35 @@ class Ops:
         ``cond(pred, true, false, *, xp)``: the tuple of arrays that ``true()`` or ``false()``
         returns, chosen by the 0-d boolean array `pred`. The pure twin computes both; `EAGER`
         looks at `pred`, which costs a host synchronisation and cannot be traced.
+    select : callable
+        ``select(pred, x, other, *, xp)``: `x` where `pred`, otherwise `other`, which may have
+        fewer axes; the result may be `x` itself. An array library that holds its numbers on the
+        host need not go through them where `pred` is a single value.
+    within : callable
+        ``within(x, limit, *, axis=None, xp)``: whether all magnitudes along the axes, or all there
+        are, are at most `limit`; NaN is not.
     warm : bool
         Whether `spd_inverse` also takes the keyword ``start``, the last inverse or the identity.
     """
 
     spd_inverse: Callable[..., Array] = _spd_inverse_pure
     cond: Callable[..., Any] = _cond_pure
+    select: Callable[..., Array] = _select_pure
+    within: Callable[..., Array] = _within_pure
     warm: bool = False
+
+
+def all_finite(x: Array, *, axis: tuple[int, ...] | None = None, ops: Ops, xp: Namespace) -> Array:
+    """Tell whether all elements are finite, along some axes or of all."""
+    return ops.within(x, float(xp.finfo(x.dtype).max), axis=axis, xp=xp)
+
+
+def all_fit(
+    x: Array, dtype: DType, *, axis: tuple[int, ...] | None = None, ops: Ops, xp: Namespace
+) -> Array:
+    """Tell whether all elements are finite, and stay so when cast to `dtype`."""
+    limit = min(float(xp.finfo(kind).max) for kind in (x.dtype, dtype))
+    return ops.within(x, limit, axis=axis, xp=xp)
 
 
 PURE = Ops()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace, Scalar
-from ngd_core.inversion.ops import PURE, Ops
+from ngd_core.inversion.ops import PURE, Ops, all_finite, all_fit
 from ngd_core.types import DOUBLE, IDENTITY, KEPT, OK, RAISED
 
 __all__ = ["damped_inverse", "fallback_code", "safe_eigh", "solve_dtype"]
@@ -76,29 +76,35 @@ class Scaled(NamedTuple):
     raised: Array
 
 
-def scaled(m: Array, damping: Scalar, dtype: DType, *, xp: Namespace) -> Scaled:
+def scaled(m: Array, damping: Scalar, dtype: DType, *, ops: Ops = PURE, xp: Namespace) -> Scaled:
     """Symmetrise, scale to entries of order 1, and raise the damping to the floor."""
     _checks.nonnegative(damping=damping)
     eps = FLOOR * _xp.eps(m.dtype, xp=xp) * m.shape[-1]
     tiny = float(xp.finfo(m.dtype).smallest_normal)
+    usable = all_finite(m, axis=(-2, -1), ops=ops, xp=xp)
     m = _xp.astype(m, dtype, xp=xp)
     damping = _xp.scalar(damping, like=m, xp=xp)
     zero, one = _xp.zeros((), like=m, xp=xp), _xp.ones((), like=m, xp=xp)
-    usable = xp.all(xp.isfinite(m), axis=(-2, -1)) & xp.isfinite(damping) & (damping >= 0)
-    m = xp.where(usable[..., None, None], m, zero)
+    usable = usable & xp.isfinite(damping) & (damping >= 0)
+    m = _where(usable, m, zero, ops=ops, xp=xp)
     damping = xp.where(usable, damping, one)
     scale = xp.maximum(xp.max(xp.linalg.diagonal(m), axis=-1), damping)
     scale = xp.where(scale > 0, scale, one)
-    m = m / scale[..., None, None]
-    m = 0.5 * (m + m.mT)
+    m = m * (0.5 / scale)[..., None, None]
+    m = m + m.mT
     floor = eps * xp.mean(xp.linalg.diagonal(m), axis=-1)
     asked = damping / scale
     raised = asked < floor
     shift = xp.where(raised, floor, asked)
     usable = usable & (shift * scale >= tiny)
-    m = xp.where(usable[..., None, None], m, zero)
+    m = _where(usable, m, zero, ops=ops, xp=xp)
     shift, scale = xp.where(usable, shift, one), xp.where(usable, scale, one)
     return Scaled(m, shift, scale, usable, raised)
+
+
+def _where(ok: Array, m: Array, other: Array, *, ops: Ops, xp: Namespace) -> Array:
+    """Matrices that are `ok`, others in the place of the rest."""
+    return ops.select(ok if ok.ndim == 0 else ok[..., None, None], m, other, xp=xp)
 
 
 def shifted(part: Scaled, *, xp: Namespace) -> Array:
@@ -220,13 +226,13 @@ def damped_inverse(
 
         inverse, ok, code = ops.cond(xp.all(ok), lambda: (inverse, ok, code), again, xp=xp)
     code = fallback_code(ok, good, code, xp=xp)
-    return xp.where(ok[..., None, None], inverse, previous), good | ok, code
+    return _where(ok, inverse, previous, ops=ops, xp=xp), good | ok, code
 
 
 def _attempt(
     m: Array, damping: Scalar, previous: Array, dtype: DType, *, ops: Ops, xp: Namespace
 ) -> tuple[Array, Array, Array]:
-    part = scaled(m, damping, dtype, xp=xp)
+    part = scaled(m, damping, dtype, ops=ops, xp=xp)
     safe = shifted(part, xp=xp)
     if ops.warm:
         start = _xp.astype(previous, dtype, xp=xp) * part.scale[..., None, None]
@@ -237,8 +243,8 @@ def _attempt(
     residual = xp.max(xp.abs(safe @ (inverse @ probe) - probe), axis=(-2, -1))
     inverse = inverse / part.scale[..., None, None]
     ok = part.usable & (residual < PROBE)
-    ok = ok & xp.all(_xp.fits(inverse, m.dtype, xp=xp), axis=(-2, -1))
-    inverse = xp.where(ok[..., None, None], inverse, _xp.zeros((), like=inverse, xp=xp))
+    ok = ok & all_fit(inverse, m.dtype, axis=(-2, -1), ops=ops, xp=xp)
+    inverse = _where(ok, inverse, _xp.zeros((), like=inverse, xp=xp), ops=ops, xp=xp)
     return _cleared(inverse, m.dtype, xp=xp), ok, part.raised
 
 

@@ -10,6 +10,10 @@ from ngd_core.lab.errors import UserError, need, unknown
 
 __all__ = ["OPTIONS", "run"]
 
+PACKAGES = {
+    "strict": "array-api-strict",
+    **{name: f"ngd-core[{name}]" for name in ("torch", "jax", "cupy")},
+}
 STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "unexpected": "red"}
 
 
@@ -39,6 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     name = arguments.backend
     known = testing.known_backends()
+    if name is None:
+        msg = f"--backend is missing; name one of {', '.join(known)}"
+        raise UserError(msg)
     if name not in known:
         raise UserError(unknown("backend", name, known))
     out = Path(arguments.json) if arguments.json else None
@@ -48,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         subject = testing.find_backend(name)
     except ImportError as error:
-        msg = f"backend '{name}' cannot be loaded: {error}"
+        how = f"; install it with: pip install '{PACKAGES[name]}'" if name in PACKAGES else ""
+        msg = f"backend '{name}' cannot be loaded: {error}{how}"
         raise UserError(msg) from None
     shown = Console(highlight=False)
     report = _checked(subject, arguments, shown)
@@ -115,7 +123,6 @@ def _levels(text: str) -> tuple[str, ...]:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--backend": {
-        "required": True,
         "metavar": "NAME",
         "help": "numpy, strict, torch, jax, cupy, or one that an installed package registers",
     },

@@ -112,7 +112,25 @@ def _compare(arguments: argparse.Namespace) -> None:
     need("matplotlib", "matplotlib", "lab")
     from ngd_core.lab.compare import compare
 
-    compare(settings, overwrite=arguments.overwrite)
+    compare(settings, overwrite=arguments.overwrite, save=arguments.save)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    need("rich", "rich", "lab")
+    from ngd_core.lab.inspect import Inspect, inspect
+
+    settings = Inspect(
+        model=arguments.model,
+        data=arguments.data,
+        weights=arguments.weights,
+        backend=arguments.backend,
+        examples=arguments.examples,
+        damping=arguments.damping,
+        seed=arguments.seed,
+        threads=arguments.threads,
+        out=arguments.out,
+    )
+    inspect(settings, overwrite=arguments.overwrite)
 
 
 def _each(
@@ -261,7 +279,57 @@ _COMPARE: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "folder for results.json and compare.png (default: ngd-compare)",
     },
+    "--save": {
+        "action": "store_true",
+        "help": "write each method's trained weights to MODEL-METHOD.safetensors in the folder, "
+        "for ngd inspect (not with jax)",
+    },
     "--overwrite": {"action": "store_true", "help": "replace results that are there"},
+}
+
+INSPECTED = ("numpy", "torch")
+"""Backends of `ngd inspect`."""
+
+_INSPECT: dict[str, dict[str, Any]] = {
+    "--model": {
+        "type": _name("model", MODELS),
+        "default": FIRST_MODELS.partition(",")[0],
+        "metavar": "NAME",
+        "help": f"of {','.join(MODELS)} (default: {FIRST_MODELS.partition(',')[0]})",
+    },
+    "--data": _COMPARE["--data"],
+    "--weights": {
+        "metavar": "FILE.safetensors",
+        "help": "trained weights, named as in a PyTorch state_dict, as ngd compare --save writes "
+        "them (default: initial values)",
+    },
+    "--backend": {
+        "type": _name("backend", INSPECTED),
+        "default": "numpy",
+        "help": "numpy: methods on arrays; torch: nn.Module models and the optimizers of ngd_torch "
+        "(default: numpy)",
+    },
+    "--examples": {
+        "type": _count,
+        "default": 64,
+        "metavar": "N",
+        "help": "of the training set, the first N (default: 64)",
+    },
+    "--damping": {
+        "type": _positive,
+        "default": 0.001,
+        "metavar": "NUMBER",
+        "help": "added to the Fisher of the mean loss; SNGD, FNGD and SOFIM keep their own "
+        "(default: 0.001)",
+    },
+    "--seed": {"type": _seed, "default": 0, "help": "of initial values (default: 0)"},
+    "--threads": _COMPARE["--threads"],
+    "--out": {
+        "default": "ngd-inspect",
+        "metavar": "DIR",
+        "help": "folder for inspect.json and index.html (default: ngd-inspect)",
+    },
+    "--overwrite": _COMPARE["--overwrite"],
 }
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, dict[str, Any]]] = {
@@ -270,6 +338,12 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, dict[
         "train small networks with several methods, each at its best learning rate of a grid; "
         "a table, a picture and the numbers",
         _COMPARE,
+    ),
+    "inspect": (
+        _inspect,
+        "look at a model: its Fisher information, spectra, and methods beside the exact natural "
+        "gradient; tables and a page",
+        _INSPECT,
     ),
     "check": (
         check.run,

@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 
 from ngd_core import nn
-from ngd_core.lab import picture, report, results, train
+from ngd_core.lab import picture, report, results, train, weights
 from ngd_core.lab.arrays import BACKENDS, Arrays
 from ngd_core.lab.data import Data, load
 from ngd_core.lab.errors import UserError, need
@@ -25,7 +25,7 @@ from ngd_core.lab.progress import Watch, watching
 from ngd_core.lab.settings import MODULES, Settings
 from ngd_core.lab.train import Coverage, Params, Problem, Run
 
-__all__ = ["compare", "problem"]
+__all__ = ["compare", "network", "problem"]
 
 T = TypeVar("T")
 PACKAGES = {"jax": ("jax", "equinox", "flax")}
@@ -35,7 +35,9 @@ EARLY = 5
 """Steps before the first comparison with the exact natural gradient."""
 
 
-def compare(settings: Settings, *, overwrite: bool = False) -> results.Comparison:
+def compare(
+    settings: Settings, *, overwrite: bool = False, save: bool = False
+) -> results.Comparison:
     """Train every model with every method, show the best of each, and write it down.
 
     Parameters
@@ -44,6 +46,8 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
         What to do.
     overwrite : bool
         Whether results in the folder may be replaced.
+    save : bool
+        Whether the weights that each method's best run ends with are written to the folder too.
 
     Returns
     -------
@@ -56,6 +60,10 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
         If the data, the library or the folder cannot be used as asked.
     """
     folder = Path(settings.out)
+    kept: dict[str, dict[str, Any]] | None = None
+    if save:
+        _savable(settings)
+        kept = {}
     arrays = BACKENDS[settings.backend]()
     data = load(settings.data, settings.limit)
     problems = {name: problem(name, data, arrays, settings) for name in settings.models}
@@ -87,7 +95,8 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
     ):
         tuned = {
             name: {
-                method: _grid(name, method, task, arrays, settings, watch) for method in pairs[name]
+                method: _grid(name, method, task, arrays, settings, watch, kept)
+                for method in pairs[name]
             }
             for name, task in problems.items()
         }
@@ -96,6 +105,10 @@ def compare(settings: Settings, *, overwrite: bool = False) -> results.Compariso
     results.write_json(folder / results.RESULTS, results.as_json(comparison))
     results.write(folder / results.PICTURE, lambda path: picture.draw(comparison, path))
     report.closing(console, comparison)
+    for name, values in (kept or {}).items():
+        path = folder / f"{name}{weights.SUFFIX}"
+        weights.save(path, values, data=settings.data, run=name)
+        console.print(f"Weights: {path}", soft_wrap=True, markup=False)
     return comparison
 
 
@@ -130,10 +143,10 @@ def problem(name: str, data: Data, arrays: Arrays, settings: Settings) -> Proble
     if batch > n:
         msg = f"--batch-size {batch} is more than the {n} training examples; give at most {n}"
         raise UserError(msg)
-    initial, order, noise = (
-        np.random.default_rng(seed) for seed in np.random.SeedSequence(settings.seed).spawn(3)
+    order, noise = (
+        np.random.default_rng(seed) for seed in np.random.SeedSequence(settings.seed).spawn(3)[1:]
     )
-    model, params = _network(name, data, arrays, settings, initial)
+    model, params = network(name, data, arrays, settings.backend, settings.seed)
     epochs = [order.permutation(n) for _ in range(math.ceil(steps * batch / n))]
     return Problem(
         model=model,
@@ -148,31 +161,61 @@ def problem(name: str, data: Data, arrays: Arrays, settings: Settings) -> Proble
     )
 
 
-def _network(
-    name: str, data: Data, arrays: Arrays, settings: Settings, random: np.random.Generator
-) -> tuple[Any, Params]:
-    """Model and its initial values: with PyTorch and JAX a module, else a network of the core."""
+def network(name: str, data: Data, arrays: Arrays, backend: str, seed: int) -> tuple[Any, Params]:
+    """Make a model and its initial values.
+
+    Parameters
+    ----------
+    name : str
+        A key of `models.MODELS`.
+    data : Data
+        Data set.
+    arrays : Arrays
+        Array library that is to hold it.
+    backend : str
+        Its name.
+    seed : int
+        Of the initial values.
+
+    Returns
+    -------
+    tuple
+        With PyTorch and JAX a module, otherwise a network of the core; and its values by name.
+
+    Raises
+    ------
+    UserError
+        If the model cannot take the data or be had from the library.
+    """
     model, shape = MODELS[name], data.x_train.shape[1:]
-    if model.build is None and settings.backend not in model.backends:
+    if model.build is None and backend not in model.backends:
         msg = (
             f"The model '{name}' is a module; give --backend {' or '.join(model.backends)}, or "
             "choose other --models"
         )
         raise UserError(msg)
     if model.build is not None:
-        network = model.build(shape, data.classes)
+        core = model.build(shape, data.classes)
+        random = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
         uniforms = {
-            key: random.random(shape, dtype=np.float32) for key, shape in nn.shapes(network).items()
+            key: random.random(shape, dtype=np.float32) for key, shape in nn.shapes(core).items()
         }
-        params = {key: arrays.array(x) for key, x in nn.init(network, uniforms).items()}
-        if settings.backend not in MODULES:
-            return network, params
-    models = _models(settings.backend)
+        params = {key: arrays.array(x) for key, x in nn.init(core, uniforms).items()}
+        if backend not in MODULES:
+            return core, params
+    models = _models(backend)
     if model.build is None:
-        module = models.fresh(name, shape, data.classes, settings.seed)
+        module = models.fresh(name, shape, data.classes, seed)
     else:
-        module = models.as_module(network, params)
+        module = models.as_module(core, params)
     return module, models.parameters(module)
+
+
+def _savable(settings: Settings) -> None:
+    need("safetensors", "safetensors", "files")
+    if settings.backend == "jax":
+        msg = "--save writes the weights of numpy and torch alone; leave it out with --backend jax"
+        raise UserError(msg)
 
 
 def _models(backend: str) -> ModuleType:
@@ -198,7 +241,13 @@ def _train(backend: str) -> ModuleType:
 
 
 def _grid(
-    model: str, method: str, task: Problem, arrays: Arrays, settings: Settings, watch: Watch
+    model: str,
+    method: str,
+    task: Problem,
+    arrays: Arrays,
+    settings: Settings,
+    watch: Watch,
+    kept: dict[str, dict[str, Any]] | None,
 ) -> results.Tuned:
     entry = METHODS[method]
     trainer = (_train(settings.backend) if settings.backend in MODULES else train).trainer
@@ -210,6 +259,8 @@ def _grid(
         watch.end(f"{name}: {report.outcome(run, settings.target)}")
         runs.append(run)
     tuned = results.tune(runs, settings.target)
+    if kept is not None and ready.weights is not None and not tuned.best.diverged:
+        kept[f"{model}-{method}"] = ready.weights(tuned.best.rate)
     points = _points(tuned.best, settings.target)
     if not settings.probe or tuned.best.diverged:
         return tuned

@@ -185,8 +185,17 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def claim(folder: Path, *, overwrite: bool) -> None:
+def claim(folder: Path, *, overwrite: bool, name: str = RESULTS, what: str = "comparison") -> None:
     """Make the folder for the results, before anything is computed.
+
+    Parameters
+    ----------
+    folder : Path
+        Where.
+    overwrite : bool
+        Whether results that are there may be replaced.
+    name, what : str
+        File that tells whether there are some, and what they are of.
 
     Raises
     ------
@@ -200,9 +209,9 @@ def claim(folder: Path, *, overwrite: bool) -> None:
     except OSError as error:
         msg = f"The folder '{folder}' cannot be used for results: {error.strerror}"
         raise UserError(msg) from None
-    if not overwrite and (folder / RESULTS).exists():
+    if not overwrite and (folder / name).exists():
         msg = (
-            f"The folder '{folder}' holds the results of an earlier comparison; "
+            f"The folder '{folder}' holds the results of an earlier {what}; "
             "give another --out, or --overwrite to replace them"
         )
         raise UserError(msg)

@@ -30,11 +30,18 @@ from ngd_core.lab.train import (
     meetings,
 )
 
-__all__ = ["coverage", "optimizer", "trainer"]
+__all__ = ["coverage", "direction", "example_gradients", "optimizer", "trainer"]
 
 
 def optimizer(
-    model: nn.Module, entry: Entry, rate: float, damping: Any, plan: Plan, seed: int = 0
+    model: nn.Module,
+    entry: Entry,
+    rate: float,
+    damping: Any,
+    plan: Plan,
+    seed: int = 0,
+    *,
+    exact: bool = False,
 ) -> torch.optim.Optimizer:
     """Make the optimizer of a method.
 
@@ -52,6 +59,8 @@ def optimizer(
         What the method may have to know of the run.
     seed : int
         Of the labels sampled from the model.
+    exact : bool
+        Whether methods that sample labels take the exact Fisher in their place.
 
     Returns
     -------
@@ -71,13 +80,14 @@ def optimizer(
     damping = Hyper().damping if damping is None else damping
     if entry.observes == "gradients":
         return ngd_torch.SOFIM(model, rate, beta=method.beta, rho=damping, scope=method.scope)
+    fisher: Any = fisher_of(entry, method)
     return ngd_torch.NaturalGradient(
         model,
         method,
         rate,
         damping=damping,
         kl_clip=entry.clip,
-        fisher=fisher_of(entry, method),
+        fisher="exact" if exact and fisher == "mc" else fisher,
         factor_every=1,
         inverse_every=REFRESH_EVERY,
         seed=seed,
@@ -167,8 +177,14 @@ def trainer(problem: Problem, entry: Entry, damping: float | None, arrays: Array
 
         return meetings(steps, lambda k: move(model, rule, k), look)
 
+    def weights(rate: float) -> dict[str, torch.Tensor]:
+        model, rule = begin(rate)
+        for k in range(len(batches)):
+            move(model, rule, k)
+        return {name: p.detach() for name, p in model.named_parameters()}
+
     move(*begin(0.0), 0)
-    return Trainer(run, meet)
+    return Trainer(run, meet, weights)
 
 
 def _mean(model: nn.Module, examples: Examples) -> tuple[float, float]:
@@ -185,21 +201,38 @@ def _beside_exact(
 ) -> Meeting:
     """Loss on some examples, and the direction for them beside the exact natural gradient."""
     params = {name: p.detach() for name, p in model.named_parameters()}
-    grads, directions = _direction(model, rule, x, y)
+    grads, directions = direction(model, rule, x, y)
     model.eval()
     with torch.no_grad():
         outputs = model(x)
     vectors = losses.fisher_vectors("exact", LOSS, outputs)
-    each = _example_gradients(model, params, x, vectors)
+    each = example_gradients(model, params, x, vectors)
     model.train()
     loss = functional.cross_entropy(outputs, y)
     return Meeting(k, float(loss), *map(float, beside_exact(directions, grads, each)))
 
 
-def _example_gradients(
+def example_gradients(
     model: nn.Module, params: dict[str, torch.Tensor], x: torch.Tensor, vectors: torch.Tensor
 ) -> Any:
-    """Gradients ``(N, M, ...)`` by parameter, of outputs along vectors ``(M, N, classes)``."""
+    """Differentiate each example's outputs along some vectors.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Network.
+    params : dict of str to tensor
+        Its parameters, by name.
+    x : tensor
+        Inputs of N examples.
+    vectors : tensor, shape (M, N, classes)
+        Along which.
+
+    Returns
+    -------
+    dict of str to tensor, shape (N, M, ...)
+        By parameter.
+    """
 
     def one(x: torch.Tensor, vectors: torch.Tensor) -> Any:
         def outputs(params: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -211,13 +244,27 @@ def _example_gradients(
     return torch.func.vmap(one, in_dims=(0, 1))(x, vectors)
 
 
-def _direction(
+def direction(
     model: nn.Module, rule: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Gradients, and the step that copies take from zero at rate 1 with neither momentum nor clip.
 
     Statistics and inverses stay as they are; only FNGD, whose direction is made of the examples'
     own gradients, and SOFIM, which is its momentum, count these in.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Network; it stays as it is.
+    rule : torch.optim.Optimizer
+        Of the model's parameters; it stays as it is.
+    x, y : tensor
+        Inputs and labels.
+
+    Returns
+    -------
+    tuple of dict of str to tensor
+        Gradients of the mean loss, and directions, by parameter.
     """
     model, rule = copy.deepcopy((model, rule))
     if isinstance(rule, ngd_torch.NaturalGradient):

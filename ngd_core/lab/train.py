@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from ngd_core import _xp, analysis, losses, nn, step
 from ngd_core._typing import Array
 from ngd_core.inversion import EAGER, PURE
+from ngd_core.lab import weights
 from ngd_core.lab.arrays import Arrays
 from ngd_core.lab.methods import Entry, Plan
 from ngd_core.types import Hyper, Method
@@ -165,10 +166,14 @@ class Trainer(NamedTuple):
     meet : callable
         ``meet(rate, steps)``: the same run again, with a `Meeting` after each of some numbers of
         steps, the largest at most that of the run.
+    weights : callable, optional
+        ``weights(rate)``: the same run again, and the values that it ends with, by the names of a
+        PyTorch module; JAX, which names them otherwise, has none.
     """
 
     run: Callable[[float, Callable[[int, float], None]], Run]
     meet: Callable[[float, Sequence[int]], list[Meeting]]
+    weights: Callable[[float], dict[str, Array]] | None = None
 
 
 def trainer(problem: Problem, entry: Entry, damping: float | None, arrays: Arrays) -> Trainer:
@@ -242,9 +247,15 @@ def trainer(problem: Problem, entry: Entry, damping: float | None, arrays: Array
 
         return meetings(steps, go, beside)
 
+    def trained(rate: float) -> dict[str, Array]:
+        state = start
+        for k in range(len(batches)):
+            state = move(state, k, rate)
+        return weights.named(problem.model, state.params)
+
     for k in {turn: k for k, turn in enumerate(turns)}.values():
         move(start, k, 0.0)
-    return Trainer(run, meet)
+    return Trainer(run, meet, trained)
 
 
 def descend(

@@ -8,6 +8,7 @@ from typing import Any
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
 from ngd_core.factors.average import average
+from ngd_core.inversion.ops import PURE, Ops, all_finite, all_fit
 from ngd_core.types import BAD_GRADIENT, Info, LayerRecord, LayerSpec
 
 __all__ = [
@@ -75,7 +76,13 @@ def check_grads(xp: Namespace | None, grads: Mapping[LayerSpec, Array], like: Ar
 
 
 def folded(
-    layer: Any, batch: Mapping[str, Array], count: Scalar, decay: Scalar, *, xp: Namespace
+    layer: Any,
+    batch: Mapping[str, Array],
+    count: Scalar,
+    decay: Scalar,
+    *,
+    ops: Ops = PURE,
+    xp: Namespace,
 ) -> tuple[Any, Array]:
     """Layer with the batch means averaged in, and whether they were: all of them, or none.
 
@@ -89,13 +96,15 @@ def folded(
         )
     ok = xp.isfinite(new["weight"])
     for x in new.values():
-        ok = ok & xp.all(xp.isfinite(x))
-    kept = {name: xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}
+        ok = ok & all_finite(x, ops=ops, xp=xp)
+    kept = {name: ops.select(ok, x, getattr(layer, name), xp=xp) for name, x in new.items()}
     rejected = layer.rejected + _xp.astype(~ok, layer.rejected.dtype, xp=xp)
     return layer._replace(rejected=rejected, **kept), ok
 
 
-def guarded(direction: Array, grad: Array, code: Array, *, xp: Namespace) -> tuple[Array, Info]:
+def guarded(
+    direction: Array, grad: Array, code: Array, *, ops: Ops = PURE, xp: Namespace
+) -> tuple[Array, Info]:
     """Direction in the gradient's dtype, zero if it, the gradient or their product is not finite.
 
     The measure ``inner`` is that product ``<direction, gradient>``, ``u^T (F + damping) u``. As
@@ -106,8 +115,8 @@ def guarded(direction: Array, grad: Array, code: Array, *, xp: Namespace) -> tup
     inner = flat @ beside
     ok = xp.isfinite(inner)
     if xp.finfo(dtype).max < xp.finfo(working).max:
-        ok = ok & xp.all(_xp.fits(direction, dtype, xp=xp))
+        ok = ok & all_fit(direction, dtype, ops=ops, xp=xp)
     zero = _xp.zeros((), like=direction, xp=xp)
     bad = _xp.full((), BAD_GRADIENT, like=code, xp=xp)
     info = Info(xp.where(ok, xp.max(code), bad), {"inner": xp.where(ok, inner, zero)})
-    return _xp.astype(xp.where(ok, direction, zero), dtype, xp=xp), info
+    return _xp.astype(ops.select(ok, direction, zero, xp=xp), dtype, xp=xp), info

@@ -193,12 +193,12 @@ def fold(
     return factor._replace(moment=moment, trace=trace, inverse=inverse)
 
 
-def choose(ok: Array, new: Any, old: Any, *, xp: Namespace) -> Any:
+def choose(ok: Array, new: Any, old: Any, *, ops: Ops, xp: Namespace) -> Any:
     """Every array of `new` where `ok`, a 0-d boolean, otherwise that of `old`."""
     if isinstance(new, tuple):
         pairs = zip(new, old, strict=True)
-        return type(new)(*(choose(ok, x, y, xp=xp) for x, y in pairs))
-    return xp.where(ok, new, old)
+        return type(new)(*(choose(ok, x, y, ops=ops, xp=xp) for x, y in pairs))
+    return ops.select(ok, new, old, xp=xp)
 
 
 def mean_eigenvalue(factor: Factor, *, xp: Namespace) -> Array:

@@ -9,6 +9,7 @@ from ngd_core import _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors import input_factor, input_samples, output_factor, output_samples, rows
 from ngd_core.inversion import Ops, factored_damping
+from ngd_core.inversion.ops import all_finite
 from ngd_core.methods import _projected_factor as factors
 from ngd_core.methods._basis_noise import BasisNoise
 from ngd_core.methods._common import guarded
@@ -48,6 +49,7 @@ def accumulate_layer(
     follows: Callable[[Factor, int], bool],
     halt_below: float,
     dtype: str | None,
+    ops: Ops,
     xp: Namespace,
 ) -> ProjectiveLayer:
     """Average a batch in; `follows(factor, m)` tells whether an inverse follows m samples."""
@@ -56,7 +58,7 @@ def accumulate_layer(
     a = factors.measure(layer.a, of_a, recursive=follows(layer.a, of_a.rows), xp=xp)
     g = factors.measure(layer.g, of_g, recursive=follows(layer.g, of_g.rows), xp=xp)
     total = layer.weight * _xp.scalar(hyper.decay, like=layer.weight, xp=xp) + count
-    ok = _finite(total, a.moment, a.trace, g.moment, g.trace, xp=xp)
+    ok = _finite(total, a.moment, a.trace, g.moment, g.trace, ops=ops, xp=xp)
 
     def folded(factor: Factor, batch: factors.Batch) -> Any:
         new = factors.fold(
@@ -69,7 +71,7 @@ def accumulate_layer(
             dtype=dtype,
             xp=xp,
         )
-        return factors.choose(ok, new, factor, xp=xp)
+        return factors.choose(ok, new, factor, ops=ops, xp=xp)
 
     return ProjectiveLayer(
         a=folded(layer.a, a),
@@ -120,7 +122,9 @@ def refresh_layer(
     return layer._replace(a=a, g=g), Info(xp.max(xp.maximum(code_a, code_g)), measures)
 
 
-def direct_layer(layer: ProjectiveLayer, grad: Array, *, xp: Namespace) -> tuple[Array, Info]:
+def direct_layer(
+    layer: ProjectiveLayer, grad: Array, *, ops: Ops, xp: Namespace
+) -> tuple[Array, Info]:
     """Apply both inverses to a gradient."""
     a, g = layer.a.inverse, layer.g.inverse
     u = _xp.astype(grad, a.matrix.dtype, xp=xp)
@@ -128,15 +132,15 @@ def direct_layer(layer: ProjectiveLayer, grad: Array, *, xp: Namespace) -> tuple
     u = factors.apply_factor(layer.a, u, left=False, xp=xp)
     ok, kept, identity = (_xp.full((), c, like=layer.rejected, xp=xp) for c in (OK, KEPT, IDENTITY))
     code = xp.where(a.failed | g.failed, kept, ok)
-    u, info = guarded(u, grad, xp.where(a.good & g.good, code, identity), xp=xp)
+    u, info = guarded(u, grad, xp.where(a.good & g.good, code, identity), ops=ops, xp=xp)
     remaining = xp.min(xp.minimum(a.share, g.share))
     return u, info._replace(measures=info.measures | {"remaining": remaining})
 
 
-def _finite(*arrays: Array, xp: Namespace) -> Array:
-    ok = xp.all(xp.isfinite(arrays[0]))
+def _finite(*arrays: Array, ops: Ops, xp: Namespace) -> Array:
+    ok = all_finite(arrays[0], ops=ops, xp=xp)
     for x in arrays[1:]:
-        ok = ok & xp.all(xp.isfinite(x))
+        ok = ok & all_finite(x, ops=ops, xp=xp)
     return ok
 
 

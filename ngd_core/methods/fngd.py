@@ -329,9 +329,12 @@ class FNGD:
         like: Array,
         xp: Namespace,
     ) -> Array:
+        return self._slots_of(_batch_size(records, xp=xp), index, like=like, xp=xp)
+
+    def _slots_of(self, count: int, index: Array | None, *, like: Array, xp: Namespace) -> Array:
         return table_slots(
             self.share,
-            _batch_size(records, xp=xp),
+            count,
             index,
             batch_size=self.batch_size or 0,
             iterations=self.iterations or 1,
@@ -375,6 +378,51 @@ class FNGD:
             infos[spec] = Info(xp.where(some, layer.code, nothing), measures)
             layers[spec] = layer._replace(table=table, code=ok)
         return FNGDState(layers), infos
+
+    def weights(
+        self,
+        state: FNGDState,
+        spec: LayerSpec,
+        count: int,
+        *,
+        index: Array | None = None,
+        xp: Namespace | None = None,
+    ) -> tuple[Array, Array]:
+        """Weights w of a batch's examples in a layer, whose direction is ``(1/n) sum_i w_i u_i``.
+
+        For a backward pass that multiplies an example's part of a weight's gradient by its weight
+        and passes the gradient at the layer's input on as it is: the gradient then is the direction
+        of `direction`, for nothing.
+
+        Parameters
+        ----------
+        state : FNGDState
+            State, after a `refresh`.
+        spec : LayerSpec
+            Layer.
+        count : int
+            Examples n of the batch.
+        index : array of integers or None
+            As for `accumulate`.
+        xp : namespace, optional
+            Array namespace; found from the state if not given.
+
+        Returns
+        -------
+        weights : array, shape (count,)
+            1 is the plain mean gradient.
+        found : array of bool, shape (count,)
+            Which examples have a coefficient of their own.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `ngd_core.weighting.table_slots`; for a layer the state does not know.
+        """
+        _checks.same_layers("spec", {spec: None}, state.layers)
+        table = state.layers[spec].table
+        xp = _checks.common_namespace(xp, state=table.weights)
+        return look_up(table, self._slots_of(count, index, like=table.weights, xp=xp), xp=xp)
 
     def direction(
         self,
@@ -446,7 +494,9 @@ class FNGD:
                     u, _xp.astype(grad, u.dtype, xp=xp), layer.table.gain, xp=xp
                 )
             codes = [_xp.full((), c, like=layer.code, xp=xp) for c in (OK, IDENTITY)]
-            directions[spec], info = guarded(u, grad, xp.where(xp.any(found), *codes), xp=xp)
+            directions[spec], info = guarded(
+                u, grad, xp.where(xp.any(found), *codes), ops=self.ops, xp=xp
+            )
             info.measures["missing"] = n - xp.sum(_xp.astype(found, u.dtype, xp=xp))
             info.measures["guarded"] = _xp.astype(fired, u.dtype, xp=xp)
             infos[spec] = info

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
-from ngd_core._typing import Array, Namespace
+from ngd_core._typing import Array, Namespace, Scalar
 from ngd_core.factors import factor_shapes, kronecker_factors
 from ngd_core.inversion import (
     PURE,
@@ -222,8 +222,23 @@ class KFAC:
         xp = record_namespace(xp, records, like)
         layers = dict(state.layers)
         for spec, record in records.items():
-            layers[spec] = _accumulate_layer(spec, layers[spec], record, hyper, xp=xp)
+            layers[spec] = self._accumulate_layer(spec, layers[spec], record, hyper, xp=xp)
         return KFACState(layers)
+
+    def _accumulate_layer(
+        self,
+        spec: LayerSpec,
+        layer: KFACLayer,
+        record: LayerRecord,
+        hyper: Hyper,
+        *,
+        xp: Namespace,
+    ) -> KFACLayer:
+        A, G = kronecker_factors(spec, record, dtype=layer.a.dtype, xp=xp)
+        count = record.a.shape[0] * hyper.share
+        new: KFACLayer
+        new, _ = folded(layer, {"a": A, "g": G}, count, hyper.decay, ops=self.ops, xp=xp)
+        return new
 
     def refresh(
         self, state: KFACState, hyper: Hyper, *, xp: Namespace | None = None
@@ -256,15 +271,15 @@ class KFAC:
         _checks.nonnegative(damping=hyper.damping)
         xp = _checks.common_namespace(xp, state=next(iter(state.layers.values())).a)
 
-        def refreshed(inverse: Any, a: Array, g: Array) -> Any:
+        def refreshed(inverse: Any, a: Array, g: Array, damping: Array) -> Any:
             return refresh_inverse(
-                inverse, a, g, hyper.damping, dtype=self.solve_dtype, ops=self.ops, xp=xp
+                inverse, a, g, damping, dtype=self.solve_dtype, ops=self.ops, xp=xp
             )
 
         arguments = {}
         for spec, layer in state.layers.items():
-            known = _known(layer, xp=xp)
-            arguments[spec] = layer.inverse, layer.a + known, layer.g + known
+            damping = _damping(spec, layer, hyper.damping, xp=xp)
+            arguments[spec] = layer.inverse, layer.a, layer.g, damping
         layers, infos = {}, {}
         for spec, (inverse, code) in batched(refreshed, arguments, xp=xp).items():
             layer = state.layers[spec]
@@ -322,20 +337,13 @@ class KFAC:
             v = _xp.astype(grad, layer.a.dtype, xp=xp)
             u, good = apply_inverse(layer.inverse, v, xp=xp)
             codes = [_xp.full(good.shape, c, like=layer.rejected, xp=xp) for c in (OK, IDENTITY)]
-            directions[spec], infos[spec] = guarded(u, grad, xp.where(good, *codes), xp=xp)
+            directions[spec], infos[spec] = guarded(
+                u, grad, xp.where(good, *codes), ops=self.ops, xp=xp
+            )
         return directions, infos
 
 
-def _known(layer: KFACLayer, *, xp: Namespace) -> Array:
-    """0, or NaN as long as there are no statistics, so that nothing is taken for good."""
-    nan = _xp.full((), float("nan"), like=layer.a, xp=xp)
-    return xp.where(layer.weight > 0, _xp.zeros((), like=layer.a, xp=xp), nan)
-
-
-def _accumulate_layer(
-    spec: LayerSpec, layer: KFACLayer, record: LayerRecord, hyper: Hyper, *, xp: Namespace
-) -> KFACLayer:
-    A, G = kronecker_factors(spec, record, dtype=layer.a.dtype, xp=xp)
-    new: KFACLayer
-    new, _ = folded(layer, {"a": A, "g": G}, record.a.shape[0] * hyper.share, hyper.decay, xp=xp)
-    return new
+def _damping(spec: LayerSpec, layer: KFACLayer, damping: Scalar, *, xp: Namespace) -> Array:
+    """Damping of each block, NaN as long as there are no statistics, so that nothing is taken."""
+    nan = _xp.full(spec.stack, float("nan"), like=layer.a, xp=xp)
+    return xp.where(layer.weight > 0, _xp.scalar(damping, like=layer.a, xp=xp), nan)

@@ -272,6 +272,7 @@ class ProjectiveKFAC:
                 follows=self._follows,
                 halt_below=self.halt_below,
                 dtype=self.solve_dtype,
+                ops=self.ops,
                 xp=xp,
             )
         return ProjectiveState(layers)
@@ -388,7 +389,9 @@ class ProjectiveKFAC:
         xp = check_grads(xp, grads, _like(state))
         directions, infos = {}, {}
         for spec, grad in grads.items():
-            directions[spec], infos[spec] = direct_layer(state.layers[spec], grad, xp=xp)
+            directions[spec], infos[spec] = direct_layer(
+                state.layers[spec], grad, ops=self.ops, xp=xp
+            )
         return directions, infos
 
 

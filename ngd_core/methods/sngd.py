@@ -267,7 +267,8 @@ class SNGD:
         for spec, record in records.items():
             local = relu_fisher if self._one_each(spec) else linear_fisher
             batch = local(spec, record, xp=xp)
-            layers[spec] = fold(layers[spec], batch, record.a.shape[0] * hyper.share, hyper, xp=xp)
+            count = record.a.shape[0] * hyper.share
+            layers[spec] = fold(layers[spec], batch, count, hyper, ops=self.ops, xp=xp)
         return SNGDState(layers)
 
     def refresh(
@@ -395,7 +396,7 @@ class SNGD:
                 if self.mode == "direct":
                     u = reconstruction.weights(inverse, u, xp=xp)
             codes = [_xp.full((), c, like=layer.rejected, xp=xp) for c in (OK, IDENTITY)]
-            u, info = guarded(u, grad, xp.where(inverse.good, *codes), xp=xp)
+            u, info = guarded(u, grad, xp.where(inverse.good, *codes), ops=self.ops, xp=xp)
             if self.mode == "literal":
                 own = _xp.astype(u, layer.fisher.dtype, xp=xp)
                 info = Info(info.code, {"inner": xp.sum(own * own)})

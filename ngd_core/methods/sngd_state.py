@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ngd_core import _xp
 from ngd_core._typing import Array, Namespace, Scalar
+from ngd_core.inversion.ops import PURE, Ops
 from ngd_core.methods._common import folded
 from ngd_core.reconstruction import LocalFisherLayer, identity_layer
 from ngd_core.types import Hyper, LayerSpec
@@ -81,12 +82,18 @@ def init_layer(
 
 
 def fold(
-    layer: SNGDLayer, batch: Array, count: Scalar, hyper: Hyper, *, xp: Namespace
+    layer: SNGDLayer,
+    batch: Array,
+    count: Scalar,
+    hyper: Hyper,
+    *,
+    ops: Ops = PURE,
+    xp: Namespace,
 ) -> SNGDLayer:
     """Fold a batch's local Fisher matrix into the average, unless it is not finite."""
     batch = _xp.astype(batch, layer.fisher.dtype, xp=xp)
     new: SNGDLayer
-    new, ok = folded(layer, {"fisher": batch}, count, hyper.decay, xp=xp)
+    new, ok = folded(layer, {"fisher": batch}, count, hyper.decay, ops=ops, xp=xp)
     prior = layer.prior * _xp.scalar(hyper.decay, like=layer.prior, xp=xp)
     return new._replace(prior=xp.where(ok, prior, layer.prior))
 

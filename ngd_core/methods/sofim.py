@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors import average, mean_gradient
+from ngd_core.inversion.ops import PURE, Ops, all_finite
 from ngd_core.methods._common import check_specs, guarded
 from ngd_core.rank_one import rank_one_solve
 from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
@@ -75,6 +76,8 @@ class SOFIM:
         ``F^-1 M``, or ``F^-1 g`` with the gradient g handed to `direction`: the one choice here
         that changes a direction, dividing the gradient's part along M by ``rho + |M|^2`` and the
         rest by ``rho``.
+    ops : Ops
+        Replaceable operations.
 
     Raises
     ------
@@ -110,6 +113,7 @@ class SOFIM:
     beta: float | None = 0.9
     scope: Literal["global", "tensor"] = "global"
     precondition: Literal["momentum", "gradient"] = "momentum"
+    ops: Ops = PURE
 
     def __post_init__(self) -> None:
         _checks.one_of("scope", self.scope, ("global", "tensor"))
@@ -214,7 +218,7 @@ class SOFIM:
         }
         xp = self._check(xp, state, grads)
         decay = hyper.decay if self.beta is None else self.beta
-        finite = {key: xp.all(xp.isfinite(grad)) for key, grad in grads.items()}
+        finite = {key: all_finite(grad, ops=self.ops, xp=xp) for key, grad in grads.items()}
         if self.scope == "global":
             together = xp.all(xp.stack(list(finite.values())))
             finite = dict.fromkeys(finite, together)
@@ -224,7 +228,7 @@ class SOFIM:
             grad = _xp.astype(grad, old.moment.dtype, xp=xp)
             moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)
             tensors[key] = SOFIMTensor(
-                xp.where(ok, moment, old.moment),
+                self.ops.select(ok, moment, old.moment, xp=xp),
                 xp.where(ok, weight, old.weight),
                 old.rejected + _xp.astype(~ok, old.rejected.dtype, xp=xp),
             )
@@ -311,8 +315,8 @@ class SOFIM:
             for key in keys:
                 u, code = solved[key], _code(state.tensors[key], xp=xp)
                 grad = _xp.astype(grads[key], u.dtype, xp=xp)
-                u = xp.where(code == OK, u, grad)
-                directions[key], infos[key] = guarded(u, grads[key], code, xp=xp)
+                u = self.ops.select(code == OK, u, grad, xp=xp)
+                directions[key], infos[key] = guarded(u, grads[key], code, ops=self.ops, xp=xp)
                 infos[key].measures["norm"] = _xp.astype(norm, u.dtype, xp=xp)
         return directions, infos
 

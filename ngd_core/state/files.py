@@ -90,6 +90,7 @@ def save(
     ...     load(os.path.join(folder, "a"))[:2]
     ({'x': array([1.])}, {'step': '3'})
     """
+    _need_safetensors()
     from safetensors.numpy import save as serialised
 
     if OWN in notes:
@@ -150,6 +151,7 @@ def load(path: str | os.PathLike[str], *, method: Any = None) -> Stored:
     >>> stored.arrays["x"], stored.method, stored.options["damping_split"]
     (array([1., 1.]), 'KFAC', 'pi')
     """
+    _need_safetensors()
     from safetensors import SafetensorError, safe_open
 
     where = os.fspath(path)
@@ -176,6 +178,17 @@ def load(path: str | os.PathLike[str], *, method: Any = None) -> Stored:
         for name, value in about["options"].items()
     }
     return Stored(arrays, notes, about["method"], options)
+
+
+def _need_safetensors() -> None:
+    try:
+        import safetensors  # noqa: F401
+    except ModuleNotFoundError as error:
+        msg = (
+            "Files of states need the package safetensors, which is not installed; "
+            "install it with: pip install 'ngd-core[files]'"
+        )
+        raise ModuleNotFoundError(msg) from error
 
 
 def _row(name: str, x: Any) -> Any:

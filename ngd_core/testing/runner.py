@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -431,7 +432,10 @@ def _known(subject: Subject, expected: Mapping[str, str] | None) -> dict[str, st
 def _outcome(check: Check, subject: Subject, reason: str | None) -> Outcome:
     start, error, code = time.perf_counter(), "", ""
     try:
-        check(subject)
+        with warnings.catch_warnings():
+            # some examples are not finite on purpose
+            warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
+            check(subject)
     except Exception as found:
         *notes, code = getattr(found, "__notes__", [""])
         own = ("Law ", "Falsifying ", "Failing ")

@@ -64,6 +64,7 @@ LAZY = {
 EAGER = {
     "ngd_core.lab.jax_models": {"jax", "equinox", "flax"},
     "ngd_core.lab.jax_train": {"jax", "optax", "ngd_jax"},
+    "ngd_core.lab.torch_inspect": {"torch", "ngd_torch"},
     "ngd_core.lab.torch_models": {"torch"},
     "ngd_core.lab.torch_train": {"torch", "ngd_torch"},
 }

@@ -45,6 +45,13 @@ def test_a_page_tells_the_truth(page, tmp_path, monkeypatch):
     assert run((ROOT / page).read_text())
 
 
+def test_the_script_for_jax_is_short():
+    """Data, model, step and loop of the front page, in 25 lines."""
+    blocks = [text for _, text in BLOCK.findall((ROOT / "README.md").read_text())]
+    (script,) = [text for text in blocks if "import ngd_jax" in text]
+    assert len(script.splitlines()) <= 25
+
+
 @pytest.mark.parametrize(
     ("page", "error"),
     [
@@ -73,40 +80,3 @@ def test_a_page_lists_every_option_of_a_method_with_its_default(method):
     listed = {option: default for name, option, default in OPTION.findall(pages) if name == method}
     fields = dataclasses.fields(getattr(ngd_core, method))
     assert listed == {field.name: stated(field.default) for field in fields}
-
-
-LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
-FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-
-
-def anchors(page):
-    """Headings as links write them, and names given to places."""
-    heads = re.findall(r"^#+ (.*)$", FENCED.sub("", page), re.MULTILINE)
-    slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
-    return slugs | set(re.findall(r"^\((\S+)\)=$", page, re.MULTILINE))
-
-
-def lost(path):
-    """Links of a page to files or headings that are not there."""
-    found = []
-    for target, anchor in LINK.findall(FENCED.sub("", path.read_text())):
-        if re.match(r"\w+:", target):
-            continue
-        file = path.parent / target if target else path
-        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
-            found.append(f"{target}#{anchor}")
-    return found
-
-
-LINKED = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-@pytest.mark.parametrize("path", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(path):
-    assert lost(path) == []
-
-
-def test_a_lost_link_is_found(tmp_path):
-    page = tmp_path / "a.md"
-    page.write_text("# A, b\n\n(there)=\n[x](#a-b) [x](a.md#there) [x](b.md) [x](a.md#c)\n")
-    assert lost(page) == ["b.md#", "a.md#c"]

@@ -274,6 +274,58 @@ def same_records(f, g, p, batch):
         assert_close(np.asarray(one), np.asarray(other), size=100)
 
 
+@jax.custom_vjp
+def penalised(w, x):
+    return x @ w
+
+
+def _penalised_vjp(kept, g):
+    """Data's part, linear in the gradient, and a penalty that is not."""
+    return kept[1].T @ g + 0.1 * kept[0], g @ kept[0].T
+
+
+penalised.defvjp(lambda w, x: (x @ w, (w, x)), _penalised_vjp)
+
+
+def test_a_backward_pass_of_its_own_is_kept_whole():
+    """Gradients to the last bit, with a penalty that the rule adds; which no record has."""
+
+    def through(product):
+        def loss(p, x, y):
+            z = product(p["u"], jnp.tanh(product(p["w"], x)))
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1)), z
+
+        return loss
+
+    p, x = {"w": normal(3, 4), "u": normal(4, 3)}, normal(N, 3)
+    options = {"has_aux": True, "fisher": "exact"}
+    _, grads, records = jax.jit(ngd_jax.value_and_grad(through(penalised), **options))(p, x, LABELS)
+    own = jax.jit(jax.grad(through(penalised), has_aux=True))(p, x, LABELS)[0]
+    for name, grad in own.items():
+        assert jnp.array_equal(grads[name], grad)
+    plain = ngd_jax.value_and_grad(through(lambda w, x: x @ w), **options)
+    want = jax.jit(plain)(p, x, LABELS)[2]
+    for one, other in zip(jax.tree.leaves(records), jax.tree.leaves(want), strict=True):
+        assert_close(np.asarray(one), np.asarray(other), size=100)
+
+
+def test_a_bias_may_be_added_to_more_data_first():
+    p, batch = {"w": normal(3, 2), "b": normal(2)}, (normal(N, 3), normal(N, 2))
+
+    def last(p, x, y):
+        return square(x @ p["w"] + x[:, :2] + p["b"], y)
+
+    def first(p, x, y):
+        return square((jnp.tanh(y) + p["b"]) + x @ p["w"], y - x[:, :2] + jnp.tanh(y))
+
+    def read_twice(p, x, y):
+        h = y + p["b"]
+        return square(h + x @ p["w"], h)
+
+    same_records(first, last, p, batch)
+    assert ngd_jax.report(read_twice, p, *batch).uncovered == {"b": "used by add"}
+
+
 ROWS, WHOLE = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
 
 

@@ -238,6 +238,37 @@ def _rest(method):
     )
 
 
+@pytest.mark.parametrize(("name", "fisher"), [("kfac", "exact"), ("fngd", "empirical")])
+def test_deferred_records_take_the_same_steps(name, fisher):
+    """And are computed in the branch of statistics alone, for a method that has one."""
+    make = {"kfac": ngd_jax.kfac, "fngd": ngd_jax.fngd}[name]
+    options = {"batch_size": N, "steps_per_epoch": 2} if name == "fngd" else {"factor_every": 3}
+    optimizer = make(ONE, 0.1, **options)
+
+    def stepper(deferred):
+        both = ngd_jax.value_and_grad(small, has_aux=True, fisher=fisher, deferred=deferred)
+
+        def step(params, state, x, y):
+            _, grads, records = both(params, x, y)
+            updates, state = optimizer.update(grads, state, params, records=records)
+            return optax.apply_updates(params, updates), state
+
+        return step
+
+    found = []
+    for deferred in (False, True):
+        step, at = jax.jit(stepper(deferred)), (SMALL, optimizer.init(SMALL))
+        for k in range(5):
+            at = step(*at, *map(jnp.asarray, data(k)))
+        found.append(jax.tree.leaves(at))
+    for now, later in zip(*found, strict=True):
+        assert_close(np.asarray(later), np.asarray(now), size=1000)
+    if name == "kfac":
+        closed = (jax.make_jaxpr(stepper(k))(*at, *map(jnp.asarray, data())) for k in (0, 1))
+        now, later = ([eqn.primitive.name for eqn in one.jaxpr.eqns] for one in closed)
+        assert later.count("dot_general") < now.count("dot_general")
+
+
 def test_schedules_compile_once_and_are_followed():
     """Rate and damping that change in each of 50 steps, by injection and by hand; traced once."""
 

@@ -50,6 +50,31 @@ def test_cond_computes_one_branch_and_equals_the_pure_twin(library):
         assert [float(x) for x in got] == [float(x) for x in pure]
 
 
+def test_select_and_within_equal_their_pure_twins(library):
+    backend, native = TABLES[library]
+    x = np.asarray([[1.0, -3.0], [2.0, 0.5]])
+    for flag in (True, False, [[True], [False]]):
+        pred = backend.array(np.asarray(flag))
+        for other in (np.zeros(()), -x):
+            arguments = pred, backend.array(x), backend.array(other)
+            got, pure = (
+                backend.numpy(ops.select(*arguments, xp=backend.xp)) for ops in (native, PURE)
+            )
+            assert got.tolist() == pure.tolist()
+    for empty in ((0,), (2, 0)):
+        array = backend.array(np.zeros(empty))
+        assert all(bool(ops.within(array, 3.0, xp=backend.xp)) for ops in (native, PURE))
+    assert not bool(native.within(backend.array(np.asarray(4.0)), 3.0, xp=backend.xp))
+    for bad in (0.5, 3.0, -3.5, np.nan, np.inf, -np.inf):
+        array = backend.array(np.where(x == 0.5, bad, x))
+        for axis in (None, (-1,), (-2, -1)):
+            got, pure = (
+                backend.numpy(ops.within(array, 3.0, axis=axis, xp=backend.xp))
+                for ops in (native, PURE)
+            )
+            assert got.tolist() == pure.tolist()
+
+
 def test_damped_inverse_with_native_operations(library):
     """The whole chain, float64 retry included, with every code it can give here."""
     backend, native = TABLES[library]

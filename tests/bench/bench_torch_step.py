@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench.torch_contender import MODELS, OPTIMIZERS, serve
 from rich.console import Console
-from torch_contender import MODELS, OPTIMIZERS, serve
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 ROUNDS, BLOCK = int(os.environ.get("NGD_ROUNDS", 5)), int(os.environ.get("NGD_BLOCK", 100))

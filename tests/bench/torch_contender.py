@@ -100,6 +100,9 @@ OPTIMIZERS = {
     "Projective 10/100": lambda m, **o: ngd_torch.ProjectiveKFAC(m, RATE, **OFTEN, **o),
     "SNGD 10/100": lambda m, **o: ngd_torch.SNGD(m, RATE, **OFTEN, **o),
     "FNGD, later epochs": lambda m, **_: ngd_torch.FNGD(m, RATE, batch_size=m.examples),
+    "FNGD, later epochs, weighted backward": lambda m, **_: ngd_torch.FNGD(
+        m, RATE, batch_size=m.examples, weighted_backward=True
+    ),
     "SOFIM": lambda m, **_: ngd_torch.SOFIM(m, RATE, rho=1.0),
 }
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from arch.imports import ROOT, loaded
 
+from ngd_core import testing
 from ngd_core.lab.cli import main
 from ngd_core.testing import check_backend, find_backend, parametrize_with_checks
 from ngd_core.testing.torch_subject import preconditioned
@@ -83,8 +84,6 @@ def test_the_command_shows_a_table_and_writes_the_report(capsys, tmp_path):
 def test_the_command_fails_with_a_counter_example(capsys, monkeypatch):
     from conformance import wrong
 
-    from ngd_core import testing
-
     broken = wrong.BACKENDS["cond_takes_the_branch"](None)
     monkeypatch.setattr(testing, "find_backend", lambda _: broken)
     assert main(["check", "--backend", "numpy", "--levels", "ops"]) == 1
@@ -100,7 +99,7 @@ def test_the_command_fails_with_a_counter_example(capsys, monkeypatch):
         (["--backend", "numpy", "--levels", "op"], "unknown level 'op'; did you mean ops?"),
         (["--backend", "numpy", "--profile", "fast"], "unknown profile 'fast'"),
         (["--backend", "numpy", "--json", "no/where.json"], "folder of --json, no, does not exist"),
-        ([], "--backend"),
+        ([], "--backend is missing; name one of cupy, jax, numpy"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(capsys, words, sentence):
@@ -108,6 +107,17 @@ def test_a_mistake_on_the_command_line_is_one_sentence(capsys, words, sentence):
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_what_is_not_installed_is_named_with_how_to_install_it(capsys, monkeypatch):
+    def missing(name):
+        msg = "No module named 'cupy'"
+        raise ModuleNotFoundError(msg)
+
+    monkeypatch.setattr(testing, "find_backend", missing)
+    assert main(["check", "--backend", "cupy"]) == 2
+    said = capsys.readouterr().err
+    assert "No module named 'cupy'; install it with: pip install 'ngd-core[cupy]'." in said
 
 
 def plugin(*words, folder):

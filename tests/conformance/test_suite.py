@@ -1,6 +1,7 @@
 """The suite itself: right subjects pass, and for each check there is a wrong one that it fails."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_a_wrong_preconditioner_fails(name):
     subject = wrong.preconditioner(wrong.PRECONDITIONERS[name])
     with pytest.raises(AssertionError):
         THEIRS[name](subject)
+
+
+def test_a_report_has_no_warnings_of_numbers_that_are_not_finite_on_purpose():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_backend(NUMPY, levels=["ops", "methods"], max_examples=4)
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_every_check_has_its_wrong_subject():

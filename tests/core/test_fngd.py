@@ -303,6 +303,24 @@ def test_the_compiled_step_of_later_epochs_holds_no_factorisation():
     assert [any(word in t for word in words) for t in text] == [True, False]
 
 
+def test_weights_of_a_layer_are_those_of_its_direction():
+    """Also of a short batch, and of examples without a coefficient."""
+    r, spec = rng(0), LayerSpec("fc", "dense", 3, 2)
+    hyper, method = Hyper(damping=2.0), FNGD(share="sample", dataset_size=8)
+    state = method.init([spec], like=np.zeros(()))
+    records = [LayerRecord(r.normal(size=(n, 3)), r.normal(size=(n, 2))) for n in (5, 3)]
+    state = method.accumulate(state, {spec: records[0]}, hyper, index=np.arange(5))
+    state, _ = method.refresh(state, hyper)
+    index = np.asarray([7, 1, 4])
+    grads = {spec: np.ones(spec.block_shape)}
+    want, _ = method.direction(state, grads, {spec: records[1]}, hyper, index=index)
+    weights, found = method.weights(state, spec, 3, index=index)
+    assert found.tolist() == [False, True, True]
+    assert_close(factors.weighted_gradient(spec, records[1], weights) / 3, want[spec], size=3)
+    with pytest.raises(ValueError, match="was not made for"):
+        method.weights(state, LayerSpec("other", "dense", 3, 2), 3, index=index)
+
+
 @law(seed=seeds, share=shares, dtype=dtypes)
 def test_a_refused_batch_is_counted_and_not_recorded(backend, seed, share, dtype):
     """2.10: a non-finite batch, and one of zero gradients: zero directions, other layers go on."""

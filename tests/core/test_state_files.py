@@ -321,3 +321,11 @@ def test_a_process_killed_at_any_instant_leaves_the_old_file_or_the_new(tmp_path
     assert (lines[0], lines[-1]) == (0, 1)
     assert set(found["times"]) == {0, 1}
     assert found["cut"] > 0  # some were in the middle of writing
+
+
+@pytest.mark.parametrize("call", [lambda path: state.save(path, {}), state.load])
+def test_a_missing_package_is_named_with_how_to_install_it(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ngd-core\[files\]'"):
+        call(tmp_path / "a")

@@ -384,7 +384,9 @@ def test_several_data_behind_a_curve_are_not_exact():
         errors.append(distance(np.kron(chain.g_next[0], chain.a_next[0]), exact[0][1]))
 
     check()
-    assert np.median(errors) > 0.05
+    # which examples are drawn changes with Hypothesis; exact ones are off by rounding, 1e-12
+    assert np.median(errors) > 0.01
+    assert max(errors) > 0.1
 
 
 @examples()

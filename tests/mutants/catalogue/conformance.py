@@ -37,6 +37,13 @@ MUTANTS = (
         TEST + "test_a_backend_looks_where_its_results_live",
     ),
     Mutant(
+        "numbers that are not finite on purpose are warned of",
+        RUNNER,
+        'warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)',
+        'warnings.filterwarnings("default", ".* encountered in ", RuntimeWarning)',
+        TEST + "test_a_report_has_no_warnings_of_numbers_that_are_not_finite_on_purpose",
+    ),
+    Mutant(
         "the diagnosis scales the wrong way",
         PRECONDITIONERS,
         "factor = float(examples) ** i * float(positions) ** j",

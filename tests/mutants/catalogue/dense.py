@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "a refused batch counts in the average's weight",
         "ngd_core/methods/_common.py",
-        "kept = {name: xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}",
-        'kept = {name: xp.where(ok | (name == "weight"), x, getattr(layer, name)) for name, x in new.items()}',
+        "ops.select(ok, x, getattr(layer, name), xp=xp)",
+        'ops.select(ok | (name == "weight"), x, getattr(layer, name), xp=xp)',
         TEST_KFAC + "test_a_non_finite_batch_is_refused_and_counted[numpy]",
     ),
     Mutant(

@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         "bias of one use joined for all that read the result",
         GRAPH,
-        "return value if uses == 1 else value._replace(output=None, biased=None)",
+        "return value if uses == 1 else value._replace(output=None, biased=None, shift=None)",
         "return value",
         EACH + "[branched]",
     ),
@@ -74,8 +74,8 @@ MUTANTS = (
     Mutant(
         "outputs of an equation's kernel behind its inputs",
         SITES,
-        "*(len(scans) + k for k in (*batched[side], *free[side], *contracted[side])),",
-        "*(len(scans) + k for k in (*batched[side], *contracted[side], *free[side])),",
+        "*free[side], *contracted[side])\n",
+        "*contracted[side], *free[side])\n",
         EACH + "[mlp]",
     ),
     Mutant(
@@ -123,9 +123,44 @@ MUTANTS = (
     Mutant(
         "user's own rule replaced by the function's derivative",
         EVALUATE,
-        "    function.defjvp(of)\n    held",
-        "    function = lambda operands, _: rule.function(*operands)\n    held",
+        "    function.defjvp(of)\n    return function",
+        "    return lambda operands, _: list(rule.function(*operands))",
         EACH + "[rules]",
+    ),
+    Mutant(
+        "backward pass replaced by its linear part",
+        EVALUATE,
+        'derive = _pushed if eqn.primitive.name == "custom_jvp_call" else _pulled',
+        "derive = _pushed",
+        TEST + "test_a_backward_pass_of_its_own_is_kept_whole",
+    ),
+    Mutant(
+        "weight that vmap repeats not known again",
+        SITES,
+        "repeated = {k for k in batched[side] if view.axes[k] is None and shapes[side][k] != 1}",
+        "repeated = set()",
+        EACH + "[backward_rules]",
+    ),
+    Mutant(
+        "parameter lost in a loop without gradients",
+        GRAPH,
+        'if name in ("stop_gradient", "while"):',
+        'if name == "stop_gradient":',
+        EACH + "[loops]",
+    ),
+    Mutant(
+        "bias of a sum that is read twice joined",
+        GRAPH,
+        "value if uses == 1 else value._replace(output=None, biased=None, shift=None)",
+        "value if uses == 1 else value._replace(output=None, biased=None)",
+        TEST + "test_a_bias_may_be_added_to_more_data_first",
+    ),
+    Mutant(
+        "deferred records computed in every step",
+        TRANSFORM,
+        "        if fngd and callable(records):",
+        "        if callable(records):",
+        TEST_OPTIMIZERS + "test_deferred_records_take_the_same_steps[kfac-exact]",
     ),
     Mutant(
         "rule inside a mark counted twice",
@@ -172,9 +207,9 @@ MUTANTS = (
     Mutant(
         "statistics at the last step of an interval",
         TRANSFORM,
-        "due = count % factor_every == 0",
-        "due = (count + 1) % factor_every == 0",
-        TEST_OPTIMIZERS + "test_schedules_compile_once_and_are_followed",
+        "when(count % factor_every == 0",
+        "when((count + 1) % factor_every == 0",
+        TEST_OPTIMIZERS + "test_directions_are_the_methods_own",
     ),
     Mutant(
         "rate of the first step in the clip",
@@ -250,8 +285,8 @@ MUTANTS = (
     Mutant(
         "directions of other examples' coefficients",
         TRANSFORM,
-        "hyper, **which\n        )",
-        "hyper, **{k: x[::-1] for k, x in which.items()}\n        )",
+        "weighted, hyper, **which)",
+        "weighted, hyper, **{k: x[::-1] for k, x in which.items()})",
         TEST_OPTIMIZERS + "test_fngd_shares_by_iteration_and_by_sample[sample]",
     ),
     Mutant(

@@ -361,7 +361,7 @@ MUTANTS = (
     Mutant(
         "a batch that is not finite enters the averages",
         PROJECTIVE_LAYER,
-        "return factors.choose(ok, new, factor, xp=xp)",
+        "return factors.choose(ok, new, factor, ops=ops, xp=xp)",
         "return new",
         TEST_PROJECTIVE + "test_a_non_finite_batch_is_refused_and_counted[numpy]",
     ),

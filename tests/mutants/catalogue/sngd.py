@@ -282,15 +282,15 @@ MUTANTS = (
     Mutant(
         "a batch that is not finite enters the average",
         "ngd_core/methods/_common.py",
-        "kept = {name: xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}",
-        'kept = {name: x if name == "fisher" else xp.where(ok, x, getattr(layer, name)) for name, x in new.items()}',
+        "ops.select(ok, x, getattr(layer, name), xp=xp)",
+        'x if name == "fisher" else ops.select(ok, x, getattr(layer, name), xp=xp)',
         TEST_SNGD_STATE + "test_a_non_finite_batch_is_refused_and_counted[numpy]",
     ),
     Mutant(
         "averages count batches, not examples",
         SNGD,
-        "layers[spec] = fold(layers[spec], batch, record.a.shape[0] * hyper.share, hyper, xp=xp)",
-        "layers[spec] = fold(layers[spec], batch, 1, hyper, xp=xp)",
+        "count = record.a.shape[0] * hyper.share",
+        "count = 1",
         TEST_SNGD + "test_what_a_step_does_not_depend_on[numpy]",
     ),
 )

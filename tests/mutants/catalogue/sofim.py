@@ -66,8 +66,8 @@ MUTANTS = (
     Mutant(
         "norm of the last array in place of all",
         RANK_ONE,
-        "return scale, _total([xp.sum(part * part) for part in parts])",
-        "return scale, xp.sum(parts[-1] * parts[-1])",
+        "return one, _total([_square(x, xp=xp) for x in wide.values()])",
+        "return one, _square([*wide.values()][-1], xp=xp)",
         TEST_SOFIM + "test_the_general_solve[numpy]",
     ),
     Mutant(
@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "a gradient that is not finite enters the momentum",
         SOFIM,
-        "xp.where(ok, moment, old.moment)",
+        "self.ops.select(ok, moment, old.moment, xp=xp)",
         "moment",
         TEST_SOFIM + "test_a_non_finite_gradient_poisons_nothing[numpy]",
     ),
@@ -219,7 +219,7 @@ MUTANTS = (
     Mutant(
         "no step before there is momentum",
         SOFIM,
-        "u = xp.where(code == OK, u, grad)",
+        "u = self.ops.select(code == OK, u, grad, xp=xp)",
         "u = u + 0 * grad",
         TEST_SOFIM + "test_without_momentum_the_direction_is_the_gradient[numpy]",
     ),

@@ -14,10 +14,49 @@ TEST = "tests/backends/test_torch_optimizers.py::"
 TEST_CHANGES = "tests/backends/test_torch_changes.py::"
 TEST_DISTRIBUTED = "tests/backends/test_torch_distributed.py::"
 TEST_MALFORMED = "tests/backends/test_torch_malformed.py::"
+TEST_MOVES = "tests/backends/test_torch_moves.py::"
 TEST_PASSES = "tests/backends/test_torch_passes.py::"
 TEST_REPORT = "tests/backends/test_torch_report.py::"
+TEST_WEIGHTED = "tests/backends/test_torch_weighted.py::"
+WEIGHTED = "backends/ngd_torch/_weighted.py"
 
 MUTANTS = (
+    Mutant(
+        "gradient at the input weighted too",
+        WEIGHTED,
+        "to_x = g @ weight.to(g.dtype)",
+        "to_x = (g * _rows(v, g)) @ weight.to(g.dtype)",
+        TEST_WEIGHTED + "test_the_gradient_is_the_weighted_sum_of_per_example_gradients[6]",
+    ),
+    Mutant(
+        "gradient of the bias not weighted",
+        WEIGHTED,
+        "to_bias = v.to(g.dtype) @ (g if",
+        "to_bias = torch.ones_like(v).to(g.dtype) @ (g if",
+        TEST_WEIGHTED + "test_the_gradient_is_the_weighted_sum_of_per_example_gradients[6]",
+    ),
+    Mutant(
+        "bias of a convolution not weighted",
+        WEIGHTED,
+        "to_bias = v.to(g.dtype) @ g.flatten(2).sum(2)",
+        "to_bias = g.flatten(2).sum((0, 2))",
+        TEST_WEIGHTED + "test_steps_are_those_of_weighted_sums_formed_beside_the_gradients"
+        "[position-float64]",
+    ),
+    Mutant(
+        "second batch of a step weighted like the first",
+        CURVATURE,
+        "if spec.name in self.seen and self._begun(spec.name):",
+        "if False:",
+        TEST_WEIGHTED + "test_two_batches_in_one_step_are_refused_as_ever",
+    ),
+    Mutant(
+        "report counts a weighted sum that is the gradient",
+        REPORT,
+        "0.0 if in_backward else cost.weighting",
+        "cost.weighting",
+        TEST_WEIGHTED + "test_the_report_counts_no_sum_beside_the_gradient",
+    ),
     Mutant(
         "older statistics forgotten at every micro-batch",
         CURVATURE,
@@ -111,11 +150,11 @@ MUTANTS = (
         TEST + "test_kl_clip_bounds_the_step",
     ),
     Mutant(
-        "clip behind the momentum",
+        "clip left out",
         GUARD,
-        ".addcmul_(direction, share)\n            p.addcmul_(buffer, on,",
-        ".addcmul_(direction, on)\n            p.addcmul_(buffer, share,",
-        TEST + "test_momentum_is_heavy_ball[0.0001]",
+        "torch.mul(direction, scale, out=",
+        "torch.mul(direction, 1, out=",
+        TEST_MOVES + "test_a_move_is_its_formula_in_every_layout[contiguous-contiguous-0.9]",
     ),
     Mutant(
         "rate of the first group for all",
@@ -156,15 +195,36 @@ MUTANTS = (
     Mutant(
         "momentum moves where the step is left out",
         GUARD,
-        "buffer.addcmul_(buffer, on, value=_number(mu - 1, p.dtype)).addcmul_(direction, share)",
-        "buffer.addcmul_(buffer, on, value=_number(mu - 1, p.dtype)).add_(direction)",
+        "found_inf=(~ok).float(),",
+        "found_inf=None,",
         TEST_MALFORMED + "test_each_at_the_first_step[KFAC-rate is infinite]",
     ),
     Mutant(
-        "parameter moves where the step is left out",
+        "parameter shrinks where the step is left out",
         GUARD,
-        "p.addcmul_(buffer, on, value=_number(-lr, p.dtype))",
-        "p.add_(buffer + direction, alpha=_number(-lr, p.dtype))",
+        "torch.where(ok, shrink * one, one)",
+        "shrink * one",
+        TEST_MOVES + "test_one_bad_move_keeps_all[vouched-contiguous]",
+    ),
+    Mutant(
+        "direction taken as it lies in memory",
+        GUARD,
+        "elif direction.stride() != p.stride():",
+        "elif False:",
+        TEST_MOVES + "test_a_move_is_its_formula_in_every_layout[contiguous-turned-None]",
+    ),
+    Mutant(
+        "copy of a parameter with gaps not written back",
+        GUARD,
+        "move.p.copy_(copy.p)",
+        "pass",
+        TEST_MOVES + "test_a_move_is_its_formula_in_every_layout[with gaps-contiguous-None]",
+    ),
+    Mutant(
+        "codes of the directions not looked at",
+        GUARD,
+        "found = found if vouched is None else found & vouched.to(found.device)",
+        "found = found & True",
         TEST_MALFORMED + "test_each_at_the_first_step[KFAC-a NaN gradient]",
     ),
     Mutant(
@@ -172,7 +232,7 @@ MUTANTS = (
         GUARD,
         "found = found & torch.isfinite(_sizes(grads)).all()",
         "found = found & True",
-        TEST_MALFORMED + "test_each_at_the_first_step[KFAC-a NaN gradient]",
+        TEST_MALFORMED + "test_each_at_the_first_step[SOFIM-a NaN gradient]",
     ),
     Mutant(
         "rate not in the bound on what will be",
@@ -184,15 +244,15 @@ MUTANTS = (
     Mutant(
         "new direction damped by the momentum",
         GUARD,
-        ".addcmul_(direction, share)",
-        ".addcmul_(direction, share, value=1 - mu)",
+        "dampening=0.0,",
+        "dampening=float(mu),",
         TEST + "test_momentum_is_heavy_ball[None]",
     ),
     Mutant(
         "weight decay of what has moved already",
         GUARD,
-        "p.addcmul_(p, on, value=_number(shrink - 1, p.dtype))",
-        "p.addcmul_(p, on, value=_number(shrink, p.dtype))",
+        "torch._foreach_mul_(ps, torch.where(ok, shrink * one, one))",
+        "torch._foreach_mul_(ps, torch.where(ok, (2 - shrink) * one, one))",
         TEST + "test_groups_and_a_scheduler",
     ),
     Mutant(
@@ -219,8 +279,8 @@ MUTANTS = (
     Mutant(
         "statistics counted at every step",
         REPORT,
-        "(statistics + further) / often + cost.weighting",
-        "statistics + further + cost.weighting",
+        "(statistics + further) / often + weighting",
+        "statistics + further + weighting",
         TEST_REPORT + "test_whole_steps_cost_what_the_report_says[KFAC-mc]",
     ),
     Mutant(

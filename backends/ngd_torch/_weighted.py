@@ -1,0 +1,153 @@
+"""Backward passes in which each example has a weight in a layer's gradient, and nowhere else.
+
+The gradient of a weight is a sum over examples, ``sum_n g_n a_n^T``. With a weight an example it is
+one product as well, of the same cost, while the gradient at the layer's input stays as it is; only
+the smaller of inputs and gradients is gone through once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ngd_torch._layers import RULES, Layer
+
+__all__ = ["Weigh", "can_weigh", "weighted"]
+
+Weigh = Callable[[int], torch.Tensor]
+"""Weights of the rows of an input, given their number, asked for in the backward pass."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
+
+
+def can_weigh(layer: Layer) -> bool:
+    """Tell whether the gradient of all of a layer's parameters can be weighted on the way."""
+    module = layer.module
+    return (
+        type(module) in KINDS
+        and layer.rule is RULES[type(module)]
+        and layer.rows is None
+        and not layer.others
+        and getattr(module, "padding_mode", "zeros") == "zeros"
+    )
+
+
+def weighted(layer: Layer, x: torch.Tensor, z: torch.Tensor, weigh: Weigh) -> torch.Tensor:
+    """Output z of a layer, whose backward pass weights the examples in its parameters' gradients.
+
+    Nothing is computed again: z is taken out of its graph and put into another.
+    """
+    module, held = layer.module, [z.detach()]
+    if isinstance(module, nn.Embedding):
+        out = _Scaled.apply(z, weigh)
+    elif isinstance(module, nn.Linear):
+        out = _Linear.apply(x, module.weight, module.bias, held, weigh)
+    else:
+        out = _Convolution.apply(x, module.weight, module.bias, held, weigh, _options(module, x))
+    result: torch.Tensor = out
+    return result
+
+
+def _options(module: Any, x: torch.Tensor) -> tuple[Any, ...]:
+    """Arguments of PyTorch's gradient of a convolution behind the tensors and the bias' shape."""
+    axes = len(module.kernel_size)
+    padding = module.padding
+    if isinstance(padding, str):
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        padding = [0] * axes if padding == "valid" else [t // 2 for t in total]
+    return (
+        list(module.stride),
+        list(padding),
+        list(module.dilation),
+        False,
+        [0] * axes,
+        module.groups,
+    )
+
+
+def _rows(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One value a row of x, beside its other axes."""
+    return v.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class _Scaled(torch.autograd.Function):  # type: ignore[misc]
+    """Identity, whose gradient is weighted: for layers whose input has none."""
+
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, weigh: Weigh) -> torch.Tensor:
+        ctx.weigh = weigh
+        return z.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return g * _rows(ctx.weigh(len(g)), g), None
+
+
+class _Linear(torch.autograd.Function):  # type: ignore[misc]
+    """``x W^T + b``, computed before."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: Any, _: Any, held: list[torch.Tensor], weigh: Weigh
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.weigh = weigh
+        return held.pop()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        v = ctx.weigh(len(g))
+        to_x = g @ weight.to(g.dtype) if needs_x else None
+        to_weight = to_bias = None
+        if needs_weight:
+            a = x.to(g.dtype)
+            small = a.numel() <= g.numel()
+            left, right = (g, a * _rows(v, a)) if small else (g * _rows(v, g), a)
+            to_weight = left.flatten(0, -2).mT @ right.flatten(0, -2)
+        if needs_bias:
+            to_bias = v.to(g.dtype) @ (g if g.ndim == 2 else g.flatten(1, -2).sum(1))
+        return to_x, to_weight, to_bias, None, None
+
+
+class _Convolution(torch.autograd.Function):  # type: ignore[misc]
+    """Convolution, computed before."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: Any,
+        _: Any,
+        held: list[torch.Tensor],
+        weigh: Weigh,
+        options: tuple[Any, ...],
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.weigh, ctx.options = weigh, options
+        return held.pop()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        v = ctx.weigh(len(g))
+        a, w = x.to(g.dtype), weight.to(g.dtype)
+        gradient = torch.ops.aten.convolution_backward
+        to_x = to_weight = to_bias = None
+        if needs_x:
+            to_x, *_ = gradient(g, a, w, None, *ctx.options, [True, False, False])
+        if needs_weight:
+            small = a.numel() <= g.numel()
+            left, right = (g, a * _rows(v, a)) if small else (g * _rows(v, g), a)
+            _, to_weight, _ = gradient(left, right, w, None, *ctx.options, [False, True, False])
+        if needs_bias:
+            to_bias = v.to(g.dtype) @ g.flatten(2).sum(2)
+        return to_x, to_weight, to_bias, None, None, None
