@@ -90,8 +90,8 @@ def scaled(m: Array, damping: Scalar, dtype: DType, *, ops: Ops = PURE, xp: Name
     damping = xp.where(usable, damping, one)
     scale = xp.maximum(xp.max(xp.linalg.diagonal(m), axis=-1), damping)
     scale = xp.where(scale > 0, scale, one)
-    m = m * (0.5 / scale)[..., None, None]
-    m = m + m.mT
+    m = m / scale[..., None, None]
+    m = 0.5 * (m + m.mT)
     floor = eps * xp.mean(xp.linalg.diagonal(m), axis=-1)
     asked = damping / scale
     raised = asked < floor

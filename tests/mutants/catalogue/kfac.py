@@ -250,8 +250,8 @@ MUTANTS = (
     Mutant(
         "missing symmetrisation before the factorisation",
         SPD,
-        "    m = m + m.mT\n",
-        "    m = m + m\n",
+        "    m = 0.5 * (m + m.mT)\n",
+        "    m = 0.5 * (m + m)\n",
         TEST_INVERSION + "test_only_the_symmetric_part_is_inverted[numpy]",
     ),
     Mutant(
