@@ -1,6 +1,7 @@
 """One optimizer on one network, in a process of its own, for `bench_torch_step`."""
 
 import time
+from importlib.util import find_spec
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["MODELS", "OPTIMIZERS", "serve"]
+__all__ = ["MISSING", "MODELS", "OPTIMIZERS", "serve"]
 
 
 class Residual(nn.Module):
@@ -107,6 +108,29 @@ OPTIMIZERS = {
 }
 
 
+def _soap(m, **_):
+    from pytorch_optimizer import SOAP
+
+    return SOAP(m.parameters(), RATE, precondition_frequency=10)
+
+
+def _singd(m, **options):
+    from singd.optim.optimizer import SINGD
+
+    average = "batch+sequence" if options else "batch"
+    diagonal = {"structures": ("diagonal", "diagonal"), "T": 10, "warn_unsupported": False}
+    return SINGD(m, lr=RATE, loss_average=average, **diagonal)
+
+
+PEERS = {
+    "SOAP, bases every 10": ("pytorch_optimizer", _soap),
+    "SINGD, diagonal, every 10": ("singd", _singd),
+}
+"""Package and optimizer; SINGD trains Linear and Conv2d alone."""
+MISSING = [name for name, (package, _) in PEERS.items() if find_spec(package) is None]
+OPTIMIZERS |= {name: make for name, (_, make) in PEERS.items() if name not in MISSING}
+
+
 def _batch(model):
     make, shape, labels, classes = MODELS[model]
     if model == "transformer":
@@ -148,7 +172,11 @@ def serve(pipe, model, name):
         optimizer.step()
         return loss
 
-    pipe.send(_facts(network, optimizer, x, y))
+    facts = _facts(network, optimizer, x, y)
+    facts["fault"] = _fault(step) if name in PEERS else None
+    pipe.send(facts)
+    if facts["fault"]:
+        return
     if isinstance(optimizer, ngd_torch.FNGD):  # two batches make the epoch that finds coefficients
         step()
         step()
@@ -163,6 +191,14 @@ def serve(pipe, model, name):
         cpu = time.process_time() - cpu
         pipe.send({"cpu": cpu / count, "walls": walls, "loss": loss.item()})
     pipe.send({"memory": _resident("VmHWM") - before, "counted": _counted(optimizer)})
+
+
+def _fault(step):
+    """What a peer says of a network that it cannot train; None if it can."""
+    try:
+        step()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _facts(network, optimizer, x, y):
