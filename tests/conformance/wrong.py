@@ -175,7 +175,7 @@ BACKENDS = {
     ),
     "a_stack_is_inverted_as_its_matrices": table(spd_inverse=_only_the_first),
     "damped_inverse_survives_anything": table(
-        within=lambda x, limit, *, axis=None, **_: np.ones_like(np.any(x, axis=axis))
+        within=lambda x, *_, axis=None, **__: np.ones_like(np.any(x, axis=axis))
     ),
     "cond_takes_the_branch": table(cond=lambda pred, true, false, **_: false() if pred else true()),
     "roots_square_to_the_matrix": linalg(eigh=_eigh(lambda w, q: (2 * w, q))),
