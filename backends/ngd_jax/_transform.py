@@ -168,8 +168,8 @@ def precondition(
             rate = _value(learning_rate, state.count)
             scale = step.kl_clip_scale(info, rate, kl_clip)
             directions = {spec: d * scale.astype(d.dtype) for spec, d in directions.items()}
-        found = leaves_of(chosen, directions)
-        written = leaves | {path: x.astype(leaves[path].dtype) for path, x in found.items()}
+        parts = leaves_of(chosen, directions)
+        written = leaves | {path: x.astype(leaves[path].dtype) for path, x in parts.items()}
         new = jax.tree_util.tree_map_with_path(lambda path, _: written[path_name(path)], updates)
         codes = {spec.name: one.code for spec, one in info.items()}
         return new, PreconditionState(state.count + 1, _named(curvature), codes)
