@@ -40,6 +40,13 @@ MUTANTS = (
         DENSE,
     ),
     Mutant(
+        "projected away by eigenvectors of few digits",
+        FISHER,
+        "least = _xp.eps(self.gram_values.dtype, xp=xp) ** 0.5",
+        "least = _xp.eps(self.gram_values.dtype, xp=xp)",
+        TEST + "test_rows_that_nearly_depend_on_each_other_do_not_spoil_a_damped_solution[0]",
+    ),
+    Mutant(
         "diagonal of first powers",
         FISHER,
         "d + excess[r] * row[spec] * row[spec]",
