@@ -152,6 +152,21 @@ MUTANTS = (
         BY_AUTOGRAD + "[attention]",
     ),
     Mutant(
+        "weights transposed",
+        TORCH,
+        "return {name: parts[p] for p, name in names.items()}",
+        "return {name: parts[p].T if p.ndim == 2 else parts[p] for p, name in names.items()}",
+        BY_AUTOGRAD + "[mlp]",
+    ),
+    Mutant(
+        "bias in the place of a weight's first column",
+        JAX_LAYERS,
+        "        return factors.join(self.spec, weight, bias)",
+        "        block = factors.join(self.spec, weight, bias)\n"
+        "        return block if bias is None else jnp.roll(block, 1, -1)",
+        BY_JACOBIANS,
+    ),
+    Mutant(
         "records of the last examples alone",
         TORCH,
         "chunk_bytes=None",
