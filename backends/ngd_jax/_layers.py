@@ -15,7 +15,7 @@ from ngd_jax._graph import Found
 from ngd_jax._sites import Path, Site
 from ngd_jax._views import Layout, Shape
 
-__all__ = ["Group", "Layer", "group_sites", "layers_of", "records_of"]
+__all__ = ["Group", "Layer", "group_sites", "layers_of", "leaves_of", "records_of"]
 
 
 class Group(NamedTuple):
@@ -62,6 +62,17 @@ class Layer(NamedTuple):
         weight = self.weight.of(leaves[self.parameters[0]])[self.place]
         bias = self.bias.of(leaves[self.parameters[1]])[self.place] if self.bias else None
         return factors.join(self.spec, weight, bias)
+
+
+def leaves_of(layers: Sequence[Layer], blocks: Mapping[LayerSpec, Any]) -> dict[str, Any]:
+    """Bring blocks back to arrays by path, those of a stack together."""
+    parts: dict[tuple[str, Layout], list[Any]] = {}
+    for layer in layers:
+        weight, bias = factors.split(layer.spec, blocks[layer.spec])
+        parts.setdefault((layer.parameters[0], layer.weight), []).append(weight)
+        if layer.bias is not None:
+            parts.setdefault((layer.parameters[1], layer.bias), []).append(bias)
+    return {path: layout.back(jnp.stack(slices)) for (path, layout), slices in parts.items()}
 
 
 def group_sites(found: Found, paths: Sequence[str]) -> tuple[list[Group], dict[str, str]]:

@@ -21,16 +21,15 @@ from ngd_core import (
     LayerSpec,
     Method,
     TridiagonalKFAC,
-    factors,
     step,
 )
 from ngd_jax._capture import path_name
 from ngd_jax._dealt import refreshed
-from ngd_jax._layers import Layer
+from ngd_jax._layers import Layer, leaves_of
 from ngd_jax._placed import placed
 from ngd_jax._report import Report
 
-__all__ = ["PreconditionState", "precondition"]
+__all__ = ["PreconditionState", "by_path", "chosen_layers", "precondition", "rekeyed"]
 
 Number: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[Any], Any]
@@ -134,8 +133,8 @@ def precondition(
     fngd = isinstance(method, FNGD)
 
     def init(params: Any) -> PreconditionState:
-        leaves = _by_path(params)
-        chosen = _chosen(layers, leaves, method)
+        leaves = by_path(params)
+        chosen = chosen_layers(layers, leaves, method)
         _cover(chosen, layers, leaves, method, uncovered)
         like = leaves[chosen[0].parameters[0]]
         state = method.init([layer.spec for layer in chosen], jnp.asarray(like))
@@ -152,14 +151,14 @@ def precondition(
         index: jax.Array | None = None,
         **_: Any,
     ) -> tuple[Any, PreconditionState]:
-        leaves = _by_path(updates)
-        chosen = _chosen(layers, leaves, method)
+        leaves = by_path(updates)
+        chosen = chosen_layers(layers, leaves, method)
         specs = {layer.spec.name: layer.spec for layer in chosen}
         hyper = Hyper(_value(damping, state.count), _value(decay, state.count))
         if fngd and callable(records):
             records = records()
         found = records if callable(records) else _found(records, specs, fngd)
-        curvature = _rekeyed(state.curvature, specs)
+        curvature = rekeyed(state.curvature, specs)
         which = _which(method, state.count, index)
         curvature = _learn(method, curvature, found, hyper, state.count, which)
         blocks = {layer.spec: layer.block(leaves) for layer in chosen}
@@ -169,7 +168,8 @@ def precondition(
             rate = _value(learning_rate, state.count)
             scale = step.kl_clip_scale(info, rate, kl_clip)
             directions = {spec: d * scale.astype(d.dtype) for spec, d in directions.items()}
-        written = leaves | _written(chosen, directions, leaves)
+        parts = leaves_of(chosen, directions)
+        written = leaves | {path: x.astype(leaves[path].dtype) for path, x in parts.items()}
         new = jax.tree_util.tree_map_with_path(lambda path, _: written[path_name(path)], updates)
         codes = {spec.name: one.code for spec, one in info.items()}
         return new, PreconditionState(state.count + 1, _named(curvature), codes)
@@ -184,7 +184,7 @@ def precondition(
         method: Any, curvature: Any, found: Any, hyper: Hyper, count: Any, which: dict[str, Any]
     ) -> Any:
         def when(condition: Any, change: Any, curvature: Any) -> Any:
-            return lax.cond(condition, lambda c: change(_rekeyed(c, specs)), lambda c: c, named)
+            return lax.cond(condition, lambda c: change(rekeyed(c, specs)), lambda c: c, named)
 
         specs = {spec.name: spec for spec in _layers(curvature)}
         named = _named(curvature)
@@ -197,7 +197,7 @@ def precondition(
             named = when(closing, lambda c: _named(method.refresh(c, hyper)[0]), named)
             learnt = partial(method.accumulate, records=found, hyper=hyper, **which)
             named = when(recording, lambda c: _named(learnt(c)), named)
-            return _rekeyed(named, specs)
+            return rekeyed(named, specs)
         if found:
 
             def accumulated(c: Any) -> Any:
@@ -207,7 +207,7 @@ def precondition(
             named = when(count % factor_every == 0, accumulated, named)
         due = count % inverse_every == 0
         named = when(due, lambda c: _named(refreshed(method, c, hyper, inverse_mesh)), named)
-        return _rekeyed(named, specs)
+        return rekeyed(named, specs)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -254,11 +254,12 @@ def _value(x: Any, count: Any) -> Any:
     return x(count) if callable(x) else x
 
 
-def _by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of a tree by path."""
     return {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _chosen(layers: Report, leaves: Mapping[str, Any], method: Method) -> list[Layer]:
+def chosen_layers(layers: Report, leaves: Mapping[str, Any], method: Method) -> list[Layer]:
     """Layers whose weights are here, and of kinds that the method takes."""
     chosen = []
     for layer in layers.layers:
@@ -325,7 +326,8 @@ def _named(tree: Any) -> Any:
     return _mapped(tree, lambda key: getattr(key, "name", key))
 
 
-def _rekeyed(tree: Any, specs: Mapping[str, LayerSpec]) -> Any:
+def rekeyed(tree: Any, specs: Mapping[str, LayerSpec]) -> Any:
+    """State with layers for their names."""
     return _mapped(tree, lambda key: specs.get(key, key))
 
 
@@ -336,19 +338,3 @@ def _mapped(tree: Any, f: Callable[[Any], Any]) -> Any:
         parts = [_mapped(value, f) for value in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     return tree
-
-
-def _written(
-    chosen: list[Layer], directions: Mapping[LayerSpec, Any], leaves: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Directions as leaves, those of a stack together."""
-    parts: dict[tuple[str, Any], list[Any]] = {}
-    for layer in chosen:
-        weight, bias = factors.split(layer.spec, directions[layer.spec])
-        parts.setdefault((layer.parameters[0], layer.weight), []).append(weight)
-        if layer.bias is not None:
-            parts.setdefault((layer.parameters[1], layer.bias), []).append(bias)
-    return {
-        path: layout.back(jnp.stack(slices)).astype(leaves[path].dtype)
-        for (path, layout), slices in parts.items()
-    }

@@ -2,6 +2,7 @@
 
 from ngd_torch._files import load_curvature, save_curvature
 from ngd_torch._layers import LayerRule
+from ngd_torch._operators import fisher, kronecker
 from ngd_torch._ops import NATIVE
 from ngd_torch._optimizers import (
     EKFAC,
@@ -32,7 +33,9 @@ __all__ = [
     "SNGD",
     "SOFIM",
     "attach",
+    "fisher",
     "fold",
+    "kronecker",
     "left_out",
     "load_curvature",
     "reconstruct",

@@ -278,8 +278,13 @@ class Layer(NamedTuple):
             if bias is None:
                 return None
             weight = torch.zeros(self.weight.shape, dtype=bias.dtype, device=bias.device)
-        if self.bias is not None:
-            bias = weight.new_zeros(self.bias.shape) if bias is None else bias
+        if self.bias is not None and bias is None:
+            bias = weight.new_zeros(self.bias.shape)
+        return self.joined(weight, bias)
+
+    def joined(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Block of two tensors of the shapes of the parameters."""
+        if bias is not None:
             bias = _cut(bias, self.bias_rows).reshape(-1)
         return factors.join(self.spec, self.rule.layout(self.module, _cut(weight, self.rows)), bias)
 

@@ -5,7 +5,9 @@ matrix ``K = J J^T = U diag(k) U^T``, a function f of F acts as
 
 ``f(F) v = f(0) (v - Pi v) + J^T U diag(f(k) / k) U^T J v``, ``Pi = J^T U diag(1 / k) U^T J``,
 
-Pi the projection onto the range of ``J^T``. Eigenvalues k below rounding belong to the rest.
+Pi the projection onto the range of ``J^T``. Eigenvalues k below rounding belong to the rest. Those
+below ``sqrt(eps)`` of the largest have eigenvectors of few digits, by which a projection would lose
+them: their directions stay in the rest, and ``(f(k) - f(0)) / k`` stands in place of ``f(k) / k``.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ class FisherOperator:
         dtype = self.values.dtype
         work = {spec: _xp.astype(x, dtype, xp=xp) for spec, x in v.items()}
         along = self._along(work, xp)
-        inside = self._back(self._inverted(self.values, xp) * along, xp)
+        apart = self._apart(xp)
+        values = xp.where(apart, self.values, self.values - self.rest)
+        inside = self._back(self._inverted(values, xp) * along, xp)
         outside = self._outside(self._outside(work, xp), xp)
         return {
             spec: _xp.astype(inside[spec] + self.rest * outside[spec], x.dtype, xp=xp)
@@ -170,9 +174,14 @@ class FisherOperator:
             for spec, record in self.records.items()
         }
 
+    def _apart(self, xp: Namespace) -> Array:
+        """Where directions can be projected away; others are known to too few digits."""
+        least = _xp.eps(self.gram_values.dtype, xp=xp) ** 0.5 * xp.max(self.gram_values)
+        return self.gram_values > least
+
     def _outside(self, v: Blocks, xp: Namespace) -> dict[LayerSpec, Array]:
-        """Part of v outside the range."""
-        ones = xp.ones_like(self.values)
+        """Part of v outside the range, but for directions of small Gram eigenvalues."""
+        ones = _xp.astype(self._apart(xp), self.values.dtype, xp=xp)
         inside = self._back(self._inverted(ones, xp) * self._along(v, xp), xp)
         return {spec: x - inside[spec] for spec, x in v.items()}
 

@@ -8,7 +8,7 @@ from harness import dtypes, seeds
 from hypothesis import strategies as st
 
 import ngd_core
-from ngd_core import Hyper, LayerRecord, operators
+from ngd_core import Hyper, LayerRecord, LayerSpec, operators
 from ngd_core.operators import EigenBlock, KroneckerOperator
 from ngd_core.testing import assert_close
 
@@ -90,6 +90,21 @@ def test_functions_of_the_fisher_are_those_of_the_matrix(backend, seed, which, s
     values = np.linalg.eigvalsh(F)[::-1][: len(got["eigenvalues"])]
     padded = np.pad(values, (0, len(got["eigenvalues"]) - len(values)))
     assert_close(got["eigenvalues"], padded, dtype=dtype, size=len(F), kappa=kappa)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_nearly_depend_on_each_other_do_not_spoil_a_damped_solution(seed):
+    """Eigenvalues of K far below the largest, whose eigenvectors are known to few digits."""
+    r = np.random.default_rng(seed)
+    n, wide = 6, LayerSpec("wide", "dense", 9, 5)
+    root = r.standard_normal((4, n, 5))
+    root[3] = 1e-5 * root[3] - root[:3].sum(0)
+    records = {wide: LayerRecord(r.standard_normal((n, 9)), root)}
+    v, M = {wide: r.standard_normal((5, 10))}, fisher(records)
+    damped = M + LAMBDA * np.eye(len(M))
+    got = operators.fisher(records).solve(v, LAMBDA)[wide]
+    want = np.linalg.solve(damped, v[wide].reshape(-1))
+    assert_close(got.reshape(-1), want, size=len(M), kappa=np.linalg.cond(damped))
 
 
 def kronecker_case(seed, method):
