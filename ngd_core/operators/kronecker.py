@@ -183,12 +183,12 @@ def kronecker(
         raise TypeError(msg)
     blocks = {}
     for spec, layer in state.layers.items():
-        space = _checks.common_namespace(xp, a=layer.a, g=layer.g)
-        g_values, g_basis, _ = safe_eigh(layer.g, dtype=dtype, xp=space)
+        xp = _checks.common_namespace(xp, a=layer.a, g=layer.g)
+        g_values, g_basis, _ = safe_eigh(layer.g, dtype=dtype, xp=xp)
         if is_diagonal(layer.a, layer.g):
-            a_values, a_basis = layer.a, space.ones_like(layer.a)
+            a_values, a_basis = layer.a, xp.ones_like(layer.a)
         else:
-            a_values, a_basis, _ = safe_eigh(layer.a, dtype=dtype, xp=space)
+            a_values, a_basis, _ = safe_eigh(layer.a, dtype=dtype, xp=xp)
         values = g_values[..., :, None] * a_values[..., None, :]
         blocks[spec] = EigenBlock(values, g_basis, a_basis)
     return KroneckerOperator(blocks)
