@@ -73,6 +73,13 @@ def _rows(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return v.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def _weighted_pair(
+    g: torch.Tensor, a: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients and inputs, the rows of the smaller of them times their weights."""
+    return (g, a * _rows(v, a)) if a.numel() <= g.numel() else (g * _rows(v, g), a)
+
+
 class _Scaled(torch.autograd.Function):  # type: ignore[misc]
     """Identity, whose gradient is weighted: for layers whose input has none."""
 
@@ -107,9 +114,7 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
         to_x = g @ weight.to(g.dtype) if needs_x else None
         to_weight = to_bias = None
         if needs_weight:
-            a = x.to(g.dtype)
-            small = a.numel() <= g.numel()
-            left, right = (g, a * _rows(v, a)) if small else (g * _rows(v, g), a)
+            left, right = _weighted_pair(g, x.to(g.dtype), v)
             to_weight = left.flatten(0, -2).mT @ right.flatten(0, -2)
         if needs_bias:
             to_bias = v.to(g.dtype) @ (g if g.ndim == 2 else g.flatten(1, -2).sum(1))
@@ -145,8 +150,7 @@ class _Convolution(torch.autograd.Function):  # type: ignore[misc]
         if needs_x:
             to_x, *_ = gradient(g, a, w, None, *ctx.options, [True, False, False])
         if needs_weight:
-            small = a.numel() <= g.numel()
-            left, right = (g, a * _rows(v, a)) if small else (g * _rows(v, g), a)
+            left, right = _weighted_pair(g, a, v)
             _, to_weight, _ = gradient(left, right, w, None, *ctx.options, [False, True, False])
         if needs_bias:
             to_bias = v.to(g.dtype) @ g.flatten(2).sum(2)
