@@ -31,7 +31,7 @@ from ngd_core.types import Conv2dGeometry, Padding
 
 __all__ = ["image_moment", "image_moment_products"]
 
-UNFOLDED = 2**20
+UNFOLDED = 2**21
 """Elements that are unfolded at once; more if the input itself is larger."""
 
 MOST_RUNS = 32
@@ -68,7 +68,7 @@ def image_moment(
         Whether every row is ``[x_nt; 1]``.
     most : int, optional
         Elements to unfold at once, if an image has no more: the batch is taken in halves, and
-        these again. 2**20 or those of `x`, whichever is more, if not given.
+        these again. 2**21 or those of `x`, whichever is more, if not given.
     xp : namespace, optional
         Array namespace; found from `x` if not given.
 

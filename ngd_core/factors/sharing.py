@@ -159,8 +159,9 @@ def working_dtype(record: LayerRecord, dtype: DType | None, *, xp: Namespace) ->
     --------
     >>> import numpy as np
     >>> from ngd_core import LayerRecord
-    >>> working_dtype(LayerRecord(np.ones(1, np.float16), np.ones(1, np.float16)), None, xp=np)
-    dtype('float32')
+    >>> record = LayerRecord(np.ones(1, np.float16), np.ones(1, np.float16))
+    >>> working_dtype(record, None, xp=np) is np.float32
+    True
     """
     return _xp.working(xp.result_type(record.a, record.g) if dtype is None else dtype, xp=xp)
 
