@@ -58,6 +58,19 @@ MUTANTS = (
         LAW,
     ),
     Mutant(
+        "channels of a grouped convolution interleaved",
+        LAGS,
+        (
+            "(n, geometry.groups, channels // geometry.groups, height, width))\n"
+            "    x = xp.permute_dims(x, (1, 3, 0, 4, 2))"
+        ),
+        (
+            "(n, channels // geometry.groups, geometry.groups, height, width))\n"
+            "    x = xp.permute_dims(x, (2, 3, 0, 4, 1))"
+        ),
+        LAW,
+    ),
+    Mutant(
         "border of a signal left unturned",
         LAGS,
         "pads if isinstance(pads, str) else pads[::-1]",
