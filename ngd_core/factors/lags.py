@@ -82,6 +82,11 @@ def image_moment(
     ValueError
         If the dilated kernel is larger than the padded input.
 
+    Notes
+    -----
+    In float32 and for images of one colour, the hardest case, the least eigenvalue was seen down to
+    -6 eps of the trace with 8 to 96 channels; of unfolded rows to -8 eps.
+
     Examples
     --------
     >>> import numpy as np
