@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ngd_core.factors import gram_route
 from ngd_core.inversion.recursion_cost import recursion_flops, recursion_pays
+from ngd_core.methods._basis_noise import Side
 from ngd_core.methods.ekfac import EKFAC
 from ngd_core.methods.fngd import FNGD
 from ngd_core.methods.kfac import KFAC
@@ -165,8 +166,8 @@ def _fngd(spec: LayerSpec, n: int, t: int) -> Costs:
 def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: int, m: int) -> Costs:
     samples = _samples(spec, n, t)
     sides = (
-        _factor(method, spec.columns, spec.rows, samples, spec.bias),
-        _factor(method, spec.rows, spec.columns, m * samples, False),
+        _factor(method, "a", spec.columns, spec.rows, samples, spec.bias),
+        _factor(method, "g", spec.rows, spec.columns, m * samples, False),
     )
     statistics, refresh, direction = (
         spec.groups * sum(parts) for parts in zip(*sides, strict=True)
@@ -175,9 +176,14 @@ def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: int, m: int)
 
 
 def _factor(
-    method: ProjectiveKFAC, d: int, other: int, samples: int, bias: bool
+    method: ProjectiveKFAC,
+    side: Side,
+    d: int,
+    other: int,
+    samples: int,
+    bias: bool,
 ) -> tuple[float, float, float]:
-    k = method.rank_of(d)
+    k = method.rank_of(d, side)
     projected, formed = k < d, not (k < d and method.basis == "gaussian")
     pays = projected and recursion_pays(k, samples)
     follows = pays if method.recursive == "auto" else method.recursive and samples < k
