@@ -85,7 +85,7 @@ class ProjectiveKFAC:
         Share of the damping below which an inverse stops to follow; see
         `ngd_core.inversion.follow`. At a decay of 0.95 one half is left after 13 batches.
     solve_dtype : "float32", "float64" or None
-        As for `KFAC`.
+        As for `KFAC`; of bases, None means float64 where the library has it.
     ops : Ops
         As for `KFAC`.
 

@@ -233,7 +233,7 @@ def test_garbage_is_recognised_by_the_probe():
     assert_close(x, np.eye(2))
 
 
-@pytest.mark.parametrize("ops", [PURE, EAGER])
+@pytest.mark.parametrize("ops", [PURE, EAGER], ids=["pure", "eager"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("share", "enough"), [(1.01, True), (0.99, False)])
 def test_a_damping_that_allows_it_chooses_the_factors_own_dtype(ops, dtype, share, enough):
