@@ -60,9 +60,6 @@ class ProjectiveKFAC:
     rank : int or float
         Columns r of every basis: an integer, or a fraction in (0, 1] of the order of each factor,
         rounded down. 1 is one column, 1.0 all of them.
-    sides : "both" or "inputs"
-        Which factors of a layer are projected: both, or the input factor A alone. A loss bears a
-        small basis for A far better than one for G; see Notes.
     basis : "top", "gaussian" or "range"
         "top": dominant eigenvectors of the averaged factor, one eigendecomposition of order d a
         refresh. "range": a randomised range finder on the averaged factor, O(d^2 r), which goes
@@ -88,6 +85,9 @@ class ProjectiveKFAC:
         As for `KFAC`; of bases, None means float64 where the library has it.
     ops : Ops
         As for `KFAC`.
+    sides : "both" or "inputs"
+        Which factors of a layer are projected: both, or the input factor A alone. A loss bears a
+        small basis for A far better than one for G; see Notes.
 
     Raises
     ------
