@@ -368,8 +368,8 @@ MUTANTS = (
     Mutant(
         "small factors projected as well",
         PROJECTIVE,
-        ("        if d < self.min_size:\n            return d\n"),
-        "",
+        'd < self.min_size or (side == "g" and self.sides == "inputs")',
+        'side == "g" and self.sides == "inputs"',
         TEST_PROJECTIVE + "test_ranks[0.5-9-4]",
     ),
     Mutant(
