@@ -61,6 +61,7 @@ MAKERS = {
         model, 0.1, fisher="empirical", damping_split="exact", **OFTEN, **o
     ),
     "ekfac": lambda model, **o: EKFAC(model, 0.1, fisher="exact", **OFTEN, **o),
+    "staggered": lambda model, **o: EKFAC(model, 0.1, fisher="exact", stagger=True, **OFTEN, **o),
     "sngd": lambda model, **o: SNGD(model, 0.03, damping=0.1, **OFTEN, **o),
     "fngd": lambda model, **o: FNGD(model, 0.1, batch_size=N, damping=1.0, **o),
     "behind": Behind,
@@ -76,7 +77,7 @@ def settings(size):
     """Methods with the number of ranks that keep an inverse; None: as it is chosen by itself."""
     every = [("kfac", None), ("kfac", 1), ("kfac", 2), ("sngd", 1), ("ekfac", size)]
     every += [("projected", size), ("recursive", size), ("fngd", None), ("sofim", None)]
-    return [*every, ("empirical", 1)] if size == 2 else every
+    return [*every, ("empirical", 1), ("staggered", None)] if size == 2 else every
 
 
 def sharded_settings(size):

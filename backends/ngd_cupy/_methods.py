@@ -172,7 +172,8 @@ def ProjectiveKFAC(  # noqa: N802
     params: Mapping[str, Array],
     lr: float,
     *,
-    rank: float = 0.5,
+    rank: float = 0.125,
+    sides: Literal["both", "inputs"] = "inputs",
     complement: bool = True,
     **options: Any,
 ) -> NaturalGradient:
@@ -183,6 +184,8 @@ def ProjectiveKFAC(  # noqa: N802
     model, params, lr
         As in `NaturalGradient`.
     rank : float or int
+        As in `ngd_core.ProjectiveKFAC`.
+    sides : "both" or "inputs"
         As in `ngd_core.ProjectiveKFAC`.
     complement : bool
         As in `ngd_core.ProjectiveKFAC`.
@@ -203,7 +206,7 @@ def ProjectiveKFAC(  # noqa: N802
     >>> ProjectiveKFAC(model, {"fc": np.zeros((2, 4))}, lr=0.1, rank=2).method.rank
     2
     """
-    method = ngd_core.ProjectiveKFAC(rank=rank, complement=complement)
+    method = ngd_core.ProjectiveKFAC(rank=rank, sides=sides, complement=complement)
     return NaturalGradient(model, params, method, lr, **{"kl_clip": 1e-3, **options})
 
 

@@ -60,7 +60,7 @@ def cholesky_ops(
         nan = _xp.full((), float("nan"), like=m, xp=xp)
         return xp.where(ok[..., None, None], root.mT @ root, nan)
 
-    return Ops(spd_inverse=spd_inverse, cond=EAGER.cond)
+    return Ops(spd_inverse=spd_inverse, cond=EAGER.cond, eager=True)
 
 
 def _is_root(lower: Array, m: Array, *, xp: Namespace) -> Array:

@@ -330,7 +330,8 @@ def projective_kfac(
     inverse_every: int | jax.Array = 100,
     kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
-    rank: float = 0.5,
+    rank: float = 0.125,
+    sides: Literal["both", "inputs"] = "inputs",
     complement: bool = True,
     inverse_mesh: Mesh | None = None,
 ) -> Optimizer:
@@ -348,6 +349,8 @@ def projective_kfac(
         As in `ngd_jax.kfac`.
     rank : float or int
         As in `ngd_core.ProjectiveKFAC`.
+    sides : "both" or "inputs"
+        As in `ngd_core.ProjectiveKFAC`.
     complement : bool
         As in `ngd_core.ProjectiveKFAC`.
 
@@ -363,7 +366,7 @@ def projective_kfac(
     """
     return _optimizer(
         layers,
-        ngd_core.ProjectiveKFAC(rank=rank, complement=complement, ops=NATIVE),
+        ngd_core.ProjectiveKFAC(rank=rank, sides=sides, complement=complement, ops=NATIVE),
         learning_rate,
         momentum,
         weight_decay,

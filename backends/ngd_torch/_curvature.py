@@ -86,6 +86,8 @@ class Curvature:
         Ranks that train together.
     weighted_backward : bool
         Whether FNGD's later epochs weight gradients within the backward pass.
+    stagger : bool
+        Whether after the first refresh each layer has its own step of the interval for it.
     trained : collection of nn.Parameter or None
         Those that an optimizer steps; layers of others are left out. None: all.
     """
@@ -115,6 +117,7 @@ class Curvature:
         inverse_ranks: Keepers,
         process_group: Any,
         weighted_backward: bool,
+        stagger: bool,
         trained: Collection[nn.Parameter] | None = None,
     ) -> None:
         _one_of("fisher", fisher, ("mc", "exact", "empirical"))
@@ -150,8 +153,11 @@ class Curvature:
                 "weighted; leave examples out."
             )
             raise ValueError(msg)
+        if isinstance(method, FNGD) and stagger:
+            msg = "FNGD has no inverses to be refreshed within an interval; leave stagger out."
+            raise ValueError(msg)
         self.model, self.method = unwrapped(model), method
-        self.weighted_backward = weighted_backward
+        self.weighted_backward, self.stagger = weighted_backward, stagger
         self.damping, self.decay = damping, decay
         self.factor_every, self.inverse_every = factor_every, inverse_every
         self.rules, self.sharing = {**RULES, **(layers or {})}, sharing
@@ -412,11 +418,8 @@ class Curvature:
         with torch.no_grad(), torch.autocast(device, enabled=False):
             if self.ranks.gathers:
                 self._take_gathered()
-            due = self.due or self.steps % self.inverse_every == 0
-            if due and not isinstance(self.method, FNGD):
-                self.state = self.ranks.refreshed(self.state, hyper)
-            elif isinstance(self.method, EKFAC) and self.steps % self.factor_every == 0:
-                self.state = self.ranks.joint(self.state, partly=True)
+            if not isinstance(self.method, FNGD):
+                self._refresh(hyper)
             self.info, finite = {}, True
             for layers in self.ranks.portions(self.layers):
                 blocks = {
@@ -446,6 +449,26 @@ class Curvature:
         self.seen.clear()
         self.records.clear()
         return parts
+
+    def _refresh(self, hyper: Hyper) -> None:
+        """Make the inverses that are due, and join what EKFAC measures in the other bases."""
+        layers = self.state.layers
+        whole = self.due or not (self.steps if self.stagger else self.steps % self.inverse_every)
+        turns = self._turns() if self.stagger and not whole else set()
+        due = layers if whole else {spec: layers[spec] for spec in layers if spec.name in turns}
+        rest = {spec: layers[spec] for spec in layers if spec not in due}
+        if rest and isinstance(self.method, EKFAC) and self.steps % self.factor_every == 0:
+            rest = self.ranks.joint(self.state._replace(layers=rest), partly=True).layers
+        if due:
+            due = self.ranks.refreshed(self.state._replace(layers=due), hyper).layers
+        new = {spec: due[spec] if spec in due else rest[spec] for spec in layers}
+        self.state = self.state._replace(layers=new)
+
+    def _turns(self) -> set[str]:
+        """Names of the layers that are refreshed at this step of a staggered interval."""
+        at = self.steps % self.inverse_every
+        places = staggered(len(self.layers), self.inverse_every, self.factor_every)
+        return {layer.spec.name for layer, k in zip(self.layers, places, strict=True) if k == at}
 
     def sound(self) -> torch.Tensor | None:
         """Whether all gradients with a direction were finite; None if there was none."""
@@ -581,6 +604,15 @@ TWO_BATCHES = (
 )
 TOGETHER = (DenseNGD, SOFIM, TridiagonalKFAC)
 """Methods whose statistics are of several layers at once."""
+
+
+def staggered(layers: int, inverse_every: int, factor_every: int) -> list[int]:
+    """Step of the interval at which each of some layers is refreshed, after the first refresh.
+
+    Evenly apart, and a step late rather than at one with statistics, which is dear already.
+    """
+    even = (k * inverse_every // layers for k in range(layers))
+    return [(at + (at % factor_every == 0)) % inverse_every for at in even]
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -33,7 +33,22 @@ def _within(x: Array, limit: float, *, axis: tuple[int, ...] | None = None, xp: 
     return (torch.amin(x, axis) >= -limit) & (torch.amax(x, axis) <= limit)
 
 
-NATIVE = Ops(spd_inverse=_spd_inverse, cond=EAGER.cond, select=_select, within=_within)
+def _clear(x: Array, least: Array, *, xp: Namespace) -> Array:
+    """In one pass where the bound is a single number on the host; ``where`` takes five times it."""
+    on_host = least.numel() == 1 and least.device.type == "cpu"
+    if on_host and not torch.compiler.is_compiling():
+        return torch.nn.functional.hardshrink(x, float(least))
+    return PURE.clear(x, least, xp=xp)
+
+
+NATIVE = Ops(
+    spd_inverse=_spd_inverse,
+    cond=EAGER.cond,
+    select=_select,
+    within=_within,
+    clear=_clear,
+    eager=True,
+)
 """``cholesky_ex`` and ``cholesky_inverse``, without a host synchronisation of their own; a look at
 a single condition in place of ``where``, which goes through all numbers, where that waits for none.
 

@@ -101,6 +101,10 @@ class Options(TypedDict, total=False):
         and at its cost. Their ``.grad`` then is the direction, not the gradient: so are its norm,
         what clips it and what `torch.amp.GradScaler` sees; `stats` has nothing of these layers,
         ``kl_clip`` is not to be had, nor gradients of gradients, nor several processes (False).
+    stagger : bool
+        After the first refresh, of all layers, refresh each at a step of its own within
+        ``inverse_every``, so that no step pays for all: evenly apart in the order of the layers,
+        a step late rather than at one with statistics (False).
     """
 
     damping: float
@@ -127,6 +131,7 @@ class Options(TypedDict, total=False):
     inverse_ranks: int | Literal["each"] | None
     process_group: Any
     weighted_backward: bool
+    stagger: bool
 
 
 CURVATURE: dict[str, Any] = {
@@ -150,6 +155,7 @@ CURVATURE: dict[str, Any] = {
     "inverse_ranks": None,
     "process_group": None,
     "weighted_backward": False,
+    "stagger": False,
 }
 STEP: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0, "kl_clip": None, "params": None}
 
@@ -588,6 +594,8 @@ class ProjectiveKFAC(NaturalGradient):
         Learning rate.
     rank : float or int
         As in `ngd_core.ProjectiveKFAC`.
+    sides : "both" or "inputs"
+        As in `ngd_core.ProjectiveKFAC`.
     complement : bool
         As in `ngd_core.ProjectiveKFAC`.
     basis : "top", "gaussian" or "range"
@@ -603,14 +611,20 @@ class ProjectiveKFAC(NaturalGradient):
         model: nn.Module,
         lr: float,
         *,
-        rank: float = 0.5,
+        rank: float = 0.125,
+        sides: Literal["both", "inputs"] = "inputs",
         complement: bool = True,
         basis: Literal["top", "gaussian", "range"] = "top",
         recursive: bool | Literal["auto"] = "auto",
         **options: Unpack[Options],
     ) -> None:
         method = ngd_core.ProjectiveKFAC(
-            rank=rank, complement=complement, basis=basis, recursive=recursive, ops=NATIVE
+            rank=rank,
+            sides=sides,
+            complement=complement,
+            basis=basis,
+            recursive=recursive,
+            ops=NATIVE,
         )
         settings: Options = {"kl_clip": 1e-3, **options}
         super().__init__(model, method, lr, **settings)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ngd_core import _xp
 from ngd_core._typing import Array, DType, Namespace
 from ngd_core.inversion import triangular
 
@@ -41,6 +42,10 @@ def _select_pure(pred: Array, x: Array, other: Array, *, xp: Namespace) -> Array
     return xp.where(pred, x, other)
 
 
+def _clear_pure(x: Array, least: Array, *, xp: Namespace) -> Array:
+    return xp.where(xp.abs(x) < least, _xp.zeros((), like=x, xp=xp), x)
+
+
 @dataclass(frozen=True)
 class Ops:
     """Replaceable operations.
@@ -61,15 +66,23 @@ class Ops:
     within : callable
         ``within(x, limit, *, axis=None, xp)``: whether all magnitudes along the axes, or all there
         are, are at most `limit`; NaN is not.
+    clear : callable
+        ``clear(x, least, *, xp)``: `x` with 0 in place of magnitudes below `least`, an array that
+        broadcasts with it; at `least` either will do.
     warm : bool
         Whether `spd_inverse` also takes the keyword ``start``, the last inverse or the identity.
+    eager : bool
+        Whether `cond` looks at its condition at once, so that a choice between a cheap and a dear
+        way costs no more than the one taken: under tracing both would be compiled.
     """
 
     spd_inverse: Callable[..., Array] = _spd_inverse_pure
     cond: Callable[..., Any] = _cond_pure
     select: Callable[..., Array] = _select_pure
     within: Callable[..., Array] = _within_pure
+    clear: Callable[..., Array] = _clear_pure
     warm: bool = False
+    eager: bool = False
 
 
 def all_finite(x: Array, *, axis: tuple[int, ...] | None = None, ops: Ops, xp: Namespace) -> Array:
@@ -88,5 +101,5 @@ def all_fit(
 PURE = Ops()
 """Nothing but the standard; traceable."""
 
-EAGER = Ops(cond=_cond_eager)
+EAGER = Ops(cond=_cond_eager, eager=True)
 """For libraries that execute at once on the host (NumPy): fallbacks are computed only if needed."""

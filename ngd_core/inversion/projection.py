@@ -218,9 +218,15 @@ def change_basis(
 
 
 def apply_projected(
-    basis: Array, K: Array, outside: Scalar, x: Array, *, xp: Namespace | None = None
+    basis: Array,
+    K: Array,
+    outside: Scalar,
+    x: Array,
+    *,
+    left: bool = True,
+    xp: Namespace | None = None,
 ) -> Array:
-    """Apply ``P K P^T + c (I - P P^T)`` to columns, in O(d r) each.
+    """Apply ``P K P^T + c (I - P P^T)`` to columns, or to rows, in O(d r) each.
 
     With ``c = 0`` (plain) nothing outside the basis moves. With ``c = 1 / (delta + tau)``
     (complemented), ``tau`` the mean eigenvalue outside, the rest is scaled like its average. With
@@ -236,14 +242,16 @@ def apply_projected(
         What acts within the basis.
     outside : float or array of shape () or (...)
         Factor c on what the basis leaves out.
-    x : array, shape (..., d, k)
-        Columns.
+    x : array, shape (..., d, k) or (..., k, d)
+        Columns, or rows if not `left`.
+    left : bool
+        Whether the matrix stands on the left of `x`.
     xp : namespace, optional
         Array namespace; found from the arrays if not given.
 
     Returns
     -------
-    array, shape (..., d, k)
+    array, shape of `x`
         Product.
 
     Examples
@@ -256,8 +264,10 @@ def apply_projected(
     """
     xp = _checks.common_namespace(xp, basis=basis, K=K, x=x)
     c = _xp.scalar(outside, like=x, xp=xp)[..., None, None]
-    inside = basis.mT @ x
-    return basis @ (K @ inside - c * inside) + c * x
+    within = K - c * _xp.eye(K.shape[-1], like=K, xp=xp)
+    if left:
+        return basis @ (within @ (basis.mT @ x)) + c * x
+    return ((x @ basis) @ within) @ basis.mT + c * x
 
 
 def _check_rank(rank: int, d: int) -> None:

@@ -23,9 +23,18 @@ FLOOR = 10.0
 PROBE = 0.5
 """Largest relative residual of a usable inverse on one probe vector."""
 
+ENOUGH = 2.0**-10
+"""Largest ``eps tr(m) / damping`` for which a matrix is factorised in its own dtype.
+
+``tr(m) / damping`` bounds the condition number of the damped matrix less 1, so this is what
+rounding the entries of m to their dtype, which was done, can change in the inverse, relative to its
+norm; a factorisation in the same dtype errs by a few times as much at worst (Higham, Accuracy and
+Stability of Numerical Algorithms, section 14.1).
+"""
+
 
 def solve_dtype(wanted: str | None, *, like: Array, xp: Namespace) -> DType:
-    """Dtype of factorisations.
+    """Dtype of factorisations, where that is not left to the damping (`damped_inverse`).
 
     Parameters
     ----------
@@ -113,6 +122,13 @@ def shifted(part: Scaled, *, xp: Namespace) -> Array:
     return part.matrix + part.shift[..., None, None] * identity
 
 
+def well_damped(m: Array, damping: Scalar, *, xp: Namespace) -> Array:
+    """Whether all of some matrices are damped so much that their own dtype will do (`ENOUGH`)."""
+    share = _xp.eps(m.dtype, xp=xp) / ENOUGH
+    least = xp.sum(share * xp.linalg.diagonal(m), axis=-1)
+    return xp.all(least <= _xp.scalar(damping, like=m, xp=xp))
+
+
 def fallback_code(ok: Array, good: Array, mild: Array, *, xp: Namespace) -> Array:
     """`mild` where a result is `ok`, otherwise the code of what is used in its place.
 
@@ -159,7 +175,8 @@ def damped_inverse(
     """Inverse ``(m + damping I)^-1`` that is always finite.
 
     The chain: the damping is raised to ``10 eps tr(m)`` if it is below (``eps`` of the dtype of
-    `m`); the factorisation runs in `dtype`; a result that is not finite, or that a probe vector
+    `m`); the factorisation runs in `dtype`, which None leaves to the damping: at ``1024 eps tr(m)``
+    and above the dtype of `m` is enough; a result that is not finite, or that a probe vector
     shows not to be an inverse, is computed again in float64 where that was not done; and if that
     fails too, or there is nothing to invert (a damped matrix too small for the reciprocals of its
     eigenvalues), the previous inverse stays.
@@ -175,7 +192,8 @@ def damped_inverse(
     good : array of bool, shape (...)
         Whether `previous` is a good inverse.
     dtype : "float32", "float64" or None
-        Dtype of the factorisation; None means float64 where there is one.
+        Dtype of the factorisation. None: float64 where there is one, but that of `m` where the
+        damping of all the matrices allows it and `ops` can choose at once (`Ops.eager`).
     ops : Ops
         Replaceable operations.
     xp : namespace, optional
@@ -209,14 +227,24 @@ def damped_inverse(
     _checks.floating(xp, m=m)
     _checks.square(m=m)
     _checks.shape("previous", previous, tuple(m.shape), "that of m")
-    work = solve_dtype(dtype, like=m, xp=xp)
-    inverse, ok, raised = _attempt(m, damping, previous, work, ops=ops, xp=xp)
+    work, double = solve_dtype(dtype, like=m, xp=xp), _xp.double(xp=xp)
+
+    def attempt(work: DType) -> tuple[Array, Array, Array]:
+        return _attempt(m, damping, previous, work, ops=ops, xp=xp)
+
+    chosen = dtype is None and ops.eager and work != m.dtype
+    if chosen:
+        enough = well_damped(m, damping, xp=xp)
+        inverse, ok, raised = ops.cond(
+            enough, lambda: attempt(m.dtype), lambda: attempt(work), xp=xp
+        )
+    else:
+        inverse, ok, raised = attempt(work)
     code = mild_code(raised, xp=xp)
-    double = _xp.double(xp=xp)
-    if double is not None and double != work:
+    if double is not None and (chosen or double != work):
 
         def again() -> tuple[Array, Array, Array]:
-            second, second_ok, _ = _attempt(m, damping, previous, double, ops=ops, xp=xp)
+            second, second_ok, _ = attempt(double)
             doubled = _xp.full((), DOUBLE, like=code, xp=xp)
             return (
                 xp.where(ok[..., None, None], inverse, second),
@@ -233,7 +261,7 @@ def _attempt(
     m: Array, damping: Scalar, previous: Array, dtype: DType, *, ops: Ops, xp: Namespace
 ) -> tuple[Array, Array, Array]:
     part = scaled(m, damping, dtype, ops=ops, xp=xp)
-    safe = shifted(part, xp=xp)
+    safe = _add_to_diagonal(part.matrix, part.shift, xp=xp)
     if ops.warm:
         start = _xp.astype(previous, dtype, xp=xp) * part.scale[..., None, None]
         inverse = ops.spd_inverse(safe, start=start, xp=xp)
@@ -245,18 +273,27 @@ def _attempt(
     ok = part.usable & (residual < PROBE)
     ok = ok & all_fit(inverse, m.dtype, axis=(-2, -1), ops=ops, xp=xp)
     inverse = _where(ok, inverse, _xp.zeros((), like=inverse, xp=xp), ops=ops, xp=xp)
-    return _cleared(inverse, m.dtype, xp=xp), ok, part.raised
+    # the largest entry of a positive definite matrix is on its diagonal
+    largest = xp.max(xp.linalg.diagonal(inverse), axis=-1)
+    return _cleared(inverse, largest, m.dtype, ops=ops, xp=xp), ok, part.raised
 
 
-def _cleared(x: Array, dtype: DType, *, xp: Namespace) -> Array:
+def _add_to_diagonal(m: Array, shift: Array, *, xp: Namespace) -> Array:
+    """Form ``m + shift I``, in place where the library can."""
+    n = m.shape[-1]
+    flat = xp.reshape(m, (*m.shape[:-2], n * n))
+    flat = _xp.add_at(flat, (..., slice(None, None, n + 1)), shift[..., None])
+    return xp.reshape(flat, m.shape)
+
+
+def _cleared(x: Array, largest: Array, dtype: DType, *, ops: Ops = PURE, xp: Namespace) -> Array:
     """Cast, with 0 in place of entries below ``eps^2`` of the largest one of a matrix.
 
     Rounding to `dtype` changes such a matrix by far more. Where units are dead most entries can be
     that small; cast, many would be subnormal, and products with these take ten times as long.
     """
-    size = xp.abs(x)
-    least = _xp.eps(dtype, xp=xp) ** 2 * xp.max(size, axis=(-2, -1), keepdims=True)
-    return _xp.astype(xp.where(size < least, _xp.zeros((), like=x, xp=xp), x), dtype, xp=xp)
+    least = _xp.eps(dtype, xp=xp) ** 2 * largest[..., None, None]
+    return _xp.astype(ops.clear(x, least, xp=xp), dtype, xp=xp)
 
 
 def safe_eigh(
@@ -313,7 +350,8 @@ def safe_eigh(
     values, vectors = xp.linalg.eigh(safe)
     values = xp.maximum(values, zero) * scale[..., 0]
     values = _xp.astype(values, original, xp=xp)
-    vectors = _cleared(vectors, original, xp=xp)
+    largest = xp.max(xp.abs(vectors), axis=(-2, -1))
+    vectors = _cleared(vectors, largest, original, xp=xp)
     ok = usable & xp.all(xp.isfinite(values), axis=-1)
     ok = ok & xp.all(xp.isfinite(vectors), axis=(-2, -1))
     return xp.where(ok[..., None], values, _xp.ones((), like=values, xp=xp)), vectors, ok

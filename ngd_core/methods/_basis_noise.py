@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ngd_core import _checks
 from ngd_core._typing import Array
 from ngd_core.types import LayerSpec
 
-__all__ = ["BasisNoise", "Shapes", "check_noise", "noise_shapes"]
+__all__ = ["BasisNoise", "Shapes", "Side", "check_noise", "noise_shapes"]
 
+Side = Literal["a", "g"]
 Shapes = dict[LayerSpec, tuple[tuple[int, ...] | None, tuple[int, ...] | None]]
 
 
@@ -29,14 +30,14 @@ class BasisNoise(NamedTuple):
     g: Array | None
 
 
-def noise_shapes(specs: Iterable[LayerSpec], rank_of: Callable[[int], int]) -> Shapes:
+def noise_shapes(specs: Iterable[LayerSpec], rank_of: Callable[[int, Side], int]) -> Shapes:
     """Shapes ``(*stack, d, r)`` for A and G of each layer; None where r is d."""
 
-    def shape(spec: LayerSpec, d: int) -> tuple[int, ...] | None:
-        r = rank_of(d)
+    def shape(spec: LayerSpec, d: int, side: Side) -> tuple[int, ...] | None:
+        r = rank_of(d, side)
         return None if r == d else (*spec.stack, d, r)
 
-    return {spec: (shape(spec, spec.columns), shape(spec, spec.rows)) for spec in specs}
+    return {spec: (shape(spec, spec.columns, "a"), shape(spec, spec.rows, "g")) for spec in specs}
 
 
 def check_noise(

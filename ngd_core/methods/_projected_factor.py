@@ -281,6 +281,5 @@ def apply_factor(factor: Factor, V: Array, *, left: bool, xp: Namespace) -> Arra
     """``M^-1 V`` if `left`, otherwise ``V M^-1``."""
     if isinstance(factor, DirectFactor):
         return factor.inverse.matrix @ V if left else V @ factor.inverse.matrix
-    x = V if left else V.mT
-    u = apply_projected(factor.basis, factor.inverse.matrix, factor.outside, x, xp=xp)
-    return u if left else u.mT
+    inverse = factor.inverse.matrix
+    return apply_projected(factor.basis, inverse, factor.outside, V, left=left, xp=xp)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ngd_core.factors import gram_route, image_moment_products
 from ngd_core.inversion.recursion_cost import recursion_flops, recursion_pays
+from ngd_core.methods._basis_noise import Side
 from ngd_core.methods.ekfac import EKFAC
 from ngd_core.methods.fngd import FNGD
 from ngd_core.methods.kfac import KFAC
@@ -195,8 +196,8 @@ def _fngd(spec: LayerSpec, n: int, t: int) -> Costs:
 def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: Positions, m: int) -> Costs:
     samples, d, o = _samples(spec, n, t), spec.columns, spec.rows
     sides = (
-        _factor(method, d, o, samples, _of_inputs(spec, n, t)),
-        _factor(method, o, d, m * samples, m * samples * o * o),
+        _factor(method, "a", d, o, samples, _of_inputs(spec, n, t)),
+        _factor(method, "g", o, d, m * samples, m * samples * o * o),
     )
     statistics, refresh, direction = (
         spec.groups * sum(parts) for parts in zip(*sides, strict=True)
@@ -205,9 +206,9 @@ def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: Positions, m
 
 
 def _factor(
-    method: ProjectiveKFAC, d: int, other: int, samples: int, moment: int
+    method: ProjectiveKFAC, side: Side, d: int, other: int, samples: int, moment: int
 ) -> tuple[float, float, float]:
-    k = method.rank_of(d)
+    k = method.rank_of(d, side)
     projected, formed = k < d, not (k < d and method.basis == "gaussian")
     pays = projected and recursion_pays(k, samples)
     follows = pays if method.recursive == "auto" else method.recursive and samples < k

@@ -68,7 +68,7 @@ class DenseNGD:
     blocks : "full" or "layer"
         One matrix for all layers together, or one a layer.
     solve_dtype : "float32", "float64" or None
-        Dtype of the factorisation. None: float64 where the library has it.
+        Dtype of the factorisation; as for `KFAC`.
     ops : Ops
         Replaceable operations.
 

@@ -81,8 +81,10 @@ class KFAC:
         product's eigenvalues, two eigendecompositions a layer. A scale always has the exact
         damping, which costs nothing there: its G is 1.
     solve_dtype : "float32", "float64" or None
-        Dtype of factorisations. None: float64 where the library has it. Factors and inverses
-        stay in the parameters' dtype, at least float32; directions have the gradients' dtype.
+        Dtype of factorisations. None: that of the factor where its damping allows it and `ops` can
+        choose at once (`ngd_core.inversion.damped_inverse`), otherwise and for the "exact" split
+        float64 where the library has it. Factors and inverses stay in the parameters' dtype, at
+        least float32; directions have the gradients' dtype.
     ops : Ops
         Replaceable operations; `ngd_core.inversion.EAGER` saves the fallbacks' cost where arrays
         are computed at once on the host.

@@ -76,7 +76,7 @@ class SNGD:
     rank : int, optional
         Of "nystrom".
     solve_dtype : "float32", "float64" or None
-        Dtype of factorisations. None: float64 where the library has it.
+        Dtype of factorisations; as for `KFAC`. Of roots, None means float64 where there is one.
     ops : Ops
         Replaceable operations.
 

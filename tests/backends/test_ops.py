@@ -75,6 +75,19 @@ def test_select_and_within_equal_their_pure_twins(library):
             assert got.tolist() == pure.tolist()
 
 
+def test_clear_equals_its_pure_twin(library):
+    """Magnitudes below a bound, or below those of the matrices of a stack, and no others."""
+    backend, native = TABLES[library]
+    x = backend.array(np.asarray([[[1.0, -3.0], [np.nan, 0.5]], [[0.0, -0.25], [1e-8, 7.0]]]))
+    for least in ([[[0.75]]], [[[4.0]], [[1e-7]]], [[[0.0]]]):
+        bound = backend.array(np.asarray(least))
+        got, pure = (backend.numpy(ops.clear(x, bound, xp=backend.xp)) for ops in (native, PURE))
+        np.testing.assert_array_equal(got, pure)
+        assert np.count_nonzero(got == 0) == np.count_nonzero(
+            np.abs(backend.numpy(x)) < np.asarray(least)
+        ) + (least == [[[0.0]]])
+
+
 def test_damped_inverse_with_native_operations(library):
     """The whole chain, float64 retry included, with every code it can give here."""
     backend, native = TABLES[library]

@@ -278,7 +278,8 @@ def test_projective_bases_and_recursion(basis):
     """The core's state and direction, noise of the seed; recursion follows every batch."""
     torch.manual_seed(0)
     model = nn.Linear(70, 66).double()
-    options = {"rank": 5, "basis": basis, "recursive": True, "fisher": "exact", "seed": 3}
+    options = {"rank": 5, "sides": "both", "basis": basis, "recursive": True}
+    options |= {"fisher": "exact", "seed": 3}
     optimizer = ProjectiveKFAC(model, 0.5, momentum=0.0, kl_clip=None, damping=0.1, **options)
     again = ProjectiveKFAC(copy.deepcopy(model), 0.5, **options)
     for path, x in optimizer.curvature.state_dict()["arrays"].items():

@@ -1,6 +1,7 @@
 """Damping, safe inverses and Kronecker algebra, from 1x1 to singular and non-finite factors."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from ngd_core import inversion, reference
 from ngd_core.inversion import EAGER, PURE, Ops
-from ngd_core.inversion.spd import FLOOR
+from ngd_core.inversion.spd import ENOUGH, FLOOR
 from ngd_core.testing import assert_close
 
 EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
@@ -230,6 +231,67 @@ def test_garbage_is_recognised_by_the_probe():
     )
     assert (bool(good), int(code)) == (False, 4)
     assert_close(x, np.eye(2))
+
+
+@pytest.mark.parametrize("ops", [PURE, EAGER], ids=["pure", "eager"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("share", "enough"), [(1.01, True), (0.99, False)])
+def test_a_damping_that_allows_it_chooses_the_factors_own_dtype(ops, dtype, share, enough):
+    """From ``eps tr(m) / 2^-10`` on, for all matrices of a stack, and only without tracing."""
+    seen = []
+
+    def look(m, *, xp):
+        seen.append(str(m.dtype))
+        return PURE.spd_inverse(m, xp=xp)
+
+    m = np.stack([spd(rng(k), 6, 1e3) for k in range(2)]).astype(dtype)
+    traces = np.trace(m, axis1=-2, axis2=-1)
+    damping = 2.0**10 * float(np.finfo(np.float32).eps) * traces * np.asarray([share, 2.0])
+    x, _, code = inversion.damped_inverse(
+        m,
+        damping.astype(dtype),
+        np.zeros_like(m),
+        np.zeros(2, bool),
+        ops=replace(ops, spd_inverse=look),
+    )
+    assert seen == ["float32" if enough and ops.eager and dtype == "float32" else "float64"]
+    assert code.tolist() == [0, 0]
+    assert x.dtype == m.dtype
+
+
+@law(seed=seeds, n=st.sampled_from([1, 2, 7, 20, 65, 130]), scale=scales)
+def test_what_the_damping_allows_errs_little_more_than_the_rounded_factor(backend, seed, n, scale):
+    """Least damping for which float32 is enough, a matrix of one dominant eigenvalue."""
+    if backend.variant in ("jit", "compile"):
+        return
+    r = rng(seed)
+    v = r.standard_normal(n)
+    m = (scale * (np.outer(v, v) + 1e-4 * spd(r, n, 1e3))).astype(np.float32)
+    damping = np.float32(2.0**10 * EPS["float32"] * np.trace(m) * 1.01)
+    x, good, code = backend.numpy(inverse(backend, m, damping, in_dtype="float32", ops=EAGER))
+    exact = np.linalg.inv(m.astype(np.float64) + damping * np.eye(n))
+    assert (bool(good), int(code)) == (True, 0)
+    error = np.linalg.norm(x - exact, 2) / np.linalg.norm(exact, 2)
+    assert 0 < error <= 4 * ENOUGH
+
+
+def test_a_failure_in_the_factors_own_dtype_is_repeated_in_float64():
+    """Code 2: the damping allowed float32, and the library failed in it."""
+
+    def fails_in_float32(m, *, xp):
+        nan = m.dtype == xp.float32
+        return xp.full(m.shape, np.nan) if nan else PURE.spd_inverse(m, xp=xp)
+
+    m = np.diag([1.0, 0.5]).astype(np.float32)
+    x, good, code = inversion.damped_inverse(
+        m,
+        0.5,
+        np.eye(2, dtype=np.float32),
+        np.asarray(False),
+        ops=replace(EAGER, spd_inverse=fails_in_float32),
+    )
+    assert (bool(good), int(code)) == (True, 2)
+    assert_close(x, np.diag([1 / 1.5, 1.0]), dtype="float32")
 
 
 @law(seed=seeds, n=st.sampled_from([1, 4, 70]), dtype=dtypes)

@@ -669,6 +669,33 @@ def test_gaussian_bases_keep_no_square_of_the_full_order():
 def test_ranks(rank, d, columns):
     assert ProjectiveKFAC(rank, min_size=1).rank_of(d) == columns
     assert ProjectiveKFAC(rank, min_size=d + 1).rank_of(d) == d
+    inputs = ProjectiveKFAC(rank, min_size=1, sides="inputs")
+    assert (inputs.rank_of(d, "a"), inputs.rank_of(d, "g")) == (columns, d)
+
+
+@pytest.mark.parametrize("basis", ["top", "gaussian", "range"])
+def test_with_the_inputs_side_alone_the_output_factor_is_kfacs(basis):
+    """G whole, A in its basis, by a dense solve; noise is asked for where there is a basis."""
+    r, spec = rng(0), LayerSpec("fc", "dense", 7, 6)
+    method = ProjectiveKFAC(3, basis, sides="inputs", recursive=False, min_size=4)
+    a, g = r.standard_normal((9, 7)), r.standard_normal((9, 6))
+    shapes = method.noise_shapes([spec])[spec]
+    assert shapes == ((None, None) if basis == "top" else ((8, 3), None))
+    noise = {spec: BasisNoise(*(None if x is None else r.standard_normal(x) for x in shapes))}
+    state = method.init([spec], np.zeros(()), noise=noise)
+    hyper = Hyper(0.3)
+    state = method.accumulate(state, {spec: LayerRecord(a, g)}, hyper)
+    state, info = method.refresh(state, hyper)
+    grad = r.standard_normal(spec.block_shape)
+    got, _ = method.direction(state, {spec: grad}, {}, hyper)
+    inputs = np.column_stack([a, np.ones(9)])
+    A, G = inputs.T @ inputs / 9, g.T @ g / 9
+    P = basis_of(state.layers[spec].a, 0)
+    assert P.shape == (8, 3)
+    want = reference.projective_direction(grad, A, G, 0.3, P, None, True)
+    assert_close(got[spec], want, size=8, kappa=100)
+    assert float(info[spec].measures["captured_g"]) == 1.0
+    assert float(info[spec].measures["captured_a"]) < 1.0
 
 
 def test_eager_operations_change_nothing():
@@ -719,6 +746,7 @@ NOISE = {FC: BasisNoise(np.ones((7, 3)), None)}
         (lambda: ProjectiveKFAC(1, recursive="often"), ValueError, "recursive is 'often'"),
         (lambda: ProjectiveKFAC(1, min_size=0), ValueError, "min_size is 0; expected"),
         (lambda: ProjectiveKFAC(1, halt_below=2.0), ValueError, "halt_below is 2.0"),
+        (lambda: ProjectiveKFAC(1, sides="outputs"), ValueError, "sides is 'outputs'"),
         (lambda: ProjectiveKFAC(1, solve_dtype="float16"), ValueError, "solve_dtype is 'float16'"),
         (lambda: TOP.init([], np.zeros(())), ValueError, "specs is empty"),
         (lambda: TOP.init([FC], np.zeros((), int)), TypeError, "like has dtype int64"),

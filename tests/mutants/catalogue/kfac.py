@@ -24,9 +24,32 @@ MUTANTS = (
     Mutant(
         "entries of an inverse far below rounding kept, subnormal ones among them",
         SPD,
-        "    return _cleared(inverse, m.dtype, xp=xp), ok, part.raised",
+        "    return _cleared(inverse, largest, m.dtype, ops=ops, xp=xp), ok, part.raised",
         "    return _xp.astype(inverse, m.dtype, xp=xp), ok, part.raised",
         TEST_INVERSION + "test_entries_far_below_rounding_are_zero[numpy]",
+    ),
+    Mutant(
+        "a damping that one matrix of a stack allows taken to be enough for all",
+        SPD,
+        "return xp.all(least <= _xp.scalar(damping, like=m, xp=xp))",
+        "return xp.any(least <= _xp.scalar(damping, like=m, xp=xp))",
+        TEST_INVERSION
+        + "test_a_damping_that_allows_it_chooses_the_factors_own_dtype[0.99-False-float32-eager]",
+    ),
+    Mutant(
+        "bound on the condition number from the mean eigenvalue instead of the trace",
+        SPD,
+        "least = xp.sum(share * xp.linalg.diagonal(m), axis=-1)",
+        "least = xp.mean(share * xp.linalg.diagonal(m), axis=-1)",
+        TEST_INVERSION
+        + "test_a_damping_that_allows_it_chooses_the_factors_own_dtype[0.99-False-float32-eager]",
+    ),
+    Mutant(
+        "a failure in the dtype chosen by the damping not repeated in float64",
+        SPD,
+        "if double is not None and (chosen or double != work):",
+        "if double is not None and double != work:",
+        TEST_INVERSION + "test_a_failure_in_the_factors_own_dtype_is_repeated_in_float64",
     ),
     Mutant(
         "G averaged over positions, so that T is in neither factor",

@@ -67,8 +67,8 @@ MUTANTS = (
     Mutant(
         "complement added inside the basis too",
         PROJECTION,
-        "return basis @ (K @ inside - c * inside) + c * x",
-        "return basis @ (K @ inside) + c * x",
+        "return basis @ (within @ (basis.mT @ x)) + c * x",
+        "return basis @ (K @ (basis.mT @ x)) + c * x",
         TEST_PROJECTION + "test_the_lifted_inverse_is_the_dense_one[numpy]",
     ),
     Mutant(
@@ -105,6 +105,20 @@ MUTANTS = (
         "basis = orthonormal_basis(_xp.astype(draws, like.dtype, xp=xp), xp=xp)",
         "basis = _xp.astype(draws, like.dtype, xp=xp) / self.rank_of(d) ** 0.5",
         TEST_PROJECTIVE + "test_without_complement_nothing_moves_outside_the_bases[numpy]",
+    ),
+    Mutant(
+        "both sides projected where the inputs alone were asked for",
+        PROJECTIVE,
+        'd < self.min_size or (side == "g" and self.sides == "inputs")',
+        "d < self.min_size",
+        TEST_PROJECTIVE + "test_with_the_inputs_side_alone_the_output_factor_is_kfacs[top]",
+    ),
+    Mutant(
+        "what is outside the basis left in the middle of a product from the right",
+        PROJECTION,
+        "return ((x @ basis) @ within) @ basis.mT + c * x",
+        "return ((x @ basis) @ K) @ basis.mT + c * x",
+        TEST_PROJECTIVE + "test_direction_is_the_dense_definition[numpy]",
     ),
     Mutant(
         "range finder with one product fewer",
@@ -354,8 +368,8 @@ MUTANTS = (
     Mutant(
         "small factors projected as well",
         PROJECTIVE,
-        ("        if d < self.min_size:\n            return d\n"),
-        "",
+        'd < self.min_size or (side == "g" and self.sides == "inputs")',
+        'side == "g" and self.sides == "inputs"',
         TEST_PROJECTIVE + "test_ranks[0.5-9-4]",
     ),
     Mutant(

@@ -17,10 +17,25 @@ TEST_MALFORMED = "tests/backends/test_torch_malformed.py::"
 TEST_MOVES = "tests/backends/test_torch_moves.py::"
 TEST_PASSES = "tests/backends/test_torch_passes.py::"
 TEST_REPORT = "tests/backends/test_torch_report.py::"
+TEST_STAGGER = "tests/backends/test_torch_stagger.py::"
 TEST_WEIGHTED = "tests/backends/test_torch_weighted.py::"
 WEIGHTED = "backends/ngd_torch/_weighted.py"
 
 MUTANTS = (
+    Mutant(
+        "all layers refreshed at the begin of a staggered interval",
+        CURVATURE,
+        "self.due or not (self.steps if self.stagger else self.steps % self.inverse_every)",
+        "self.due or not self.steps % self.inverse_every",
+        TEST_STAGGER + "test_each_layer_is_refreshed_at_its_own_step",
+    ),
+    Mutant(
+        "staggered refreshes at steps that take statistics",
+        CURVATURE,
+        "return [(at + (at % factor_every == 0)) % inverse_every for at in even]",
+        "return [at % inverse_every for at in even]",
+        TEST_STAGGER + "test_turns_are_even_and_seldom_at_statistics[3-100-10]",
+    ),
     Mutant(
         "gradient at the input weighted too",
         WEIGHTED,
@@ -75,8 +90,8 @@ MUTANTS = (
     Mutant(
         "refresh at the last step of an interval",
         CURVATURE,
-        "due = self.due or self.steps % self.inverse_every == 0",
-        "due = self.due or (self.steps + 1) % self.inverse_every == 0",
+        "self.due or not (self.steps if self.stagger else self.steps % self.inverse_every)",
+        "self.due or not (self.steps if self.stagger else (self.steps + 1) % self.inverse_every)",
         TEST + "test_the_schedule_is_that_of_the_core[2-3]",
     ),
     Mutant(
