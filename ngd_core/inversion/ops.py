@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ngd_core import _xp
 from ngd_core._typing import Array, DType, Namespace
 from ngd_core.inversion import triangular
 
@@ -41,6 +42,21 @@ def _select_pure(pred: Array, x: Array, other: Array, *, xp: Namespace) -> Array
     return xp.where(pred, x, other)
 
 
+def _mix_pure(x: Array, y: Array, share: Array, *, xp: Namespace) -> Array:
+    return (1 - share) * x + share * y
+
+
+def _square_pure(x: Array, *, xp: Namespace) -> Array:
+    double = _xp.double(xp=xp)
+    dtype = _xp.working(x.dtype, xp=xp) if double is None else double
+    flat = xp.reshape(_xp.astype(x, dtype, xp=xp), (-1,))
+    return flat @ flat
+
+
+def _divide_pure(x: Array, by: Array, *, xp: Namespace) -> Array:
+    return _xp.astype(_xp.astype(x, by.dtype, xp=xp) / by, x.dtype, xp=xp)
+
+
 @dataclass(frozen=True)
 class Ops:
     """Replaceable operations.
@@ -61,6 +77,15 @@ class Ops:
     within : callable
         ``within(x, limit, *, axis=None, xp)``: whether all magnitudes along the axes, or all there
         are, are at most `limit`; NaN is not.
+    mix : callable
+        ``mix(x, y, share, *, xp)``: ``(1 - share) x + share y`` with the 0-d array `share` of their
+        dtype, in [0, 1]; finite where both are.
+    square : callable
+        ``square(x, *, xp)``: sum of the squares, 0-d and of float64 where the library has it. No
+        square of a smaller dtype's number overflows or is lost, nor do the digits of a long sum.
+    divide : callable
+        ``divide(x, by, *, xp)``: `x` by the 0-d array `by`, which may be of a larger dtype and
+        outside the range of x's; in the dtype of `x`, computed in that of `by`.
     warm : bool
         Whether `spd_inverse` also takes the keyword ``start``, the last inverse or the identity.
     """
@@ -69,6 +94,9 @@ class Ops:
     cond: Callable[..., Any] = _cond_pure
     select: Callable[..., Array] = _select_pure
     within: Callable[..., Array] = _within_pure
+    mix: Callable[..., Array] = _mix_pure
+    square: Callable[..., Array] = _square_pure
+    divide: Callable[..., Array] = _divide_pure
     warm: bool = False
 
 

@@ -226,7 +226,9 @@ class SOFIM:
         for key, grad in grads.items():
             old, ok = tensors[key], finite[key]
             grad = _xp.astype(grad, old.moment.dtype, xp=xp)
-            moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)
+            moment, weight = average(
+                old.moment, old.weight, grad, 1, decay, mix=self.ops.mix, xp=xp
+            )
             tensors[key] = SOFIMTensor(
                 self.ops.select(ok, moment, old.moment, xp=xp),
                 xp.where(ok, weight, old.weight),
@@ -311,7 +313,7 @@ class SOFIM:
             other = None
             if self.precondition == "gradient":
                 other = {key: grads[key] for key in keys}
-            solved, norm = rank_one_solve(moments, rho, other, xp=xp)
+            solved, norm = rank_one_solve(moments, rho, other, ops=self.ops, xp=xp)
             for key in keys:
                 u, code = solved[key], _code(state.tensors[key], xp=xp)
                 grad = _xp.astype(grads[key], u.dtype, xp=xp)
