@@ -9,7 +9,7 @@ from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace, Scalar
 from ngd_core.inversion import PURE, Ops
 
-__all__ = ["rank_one_solve", "scaled_square"]
+__all__ = ["rank_one_divisor", "rank_one_solve", "scaled_square"]
 
 Key = TypeVar("Key")
 
@@ -50,6 +50,47 @@ def scaled_square(
     """
     xp = _vector_namespace(xp, "arrays", arrays)
     return _scaled_square(arrays, ops=PURE, xp=xp)
+
+
+def rank_one_divisor(
+    m: Mapping[Any, Array], rho: Scalar, *, ops: Ops = PURE, xp: Namespace | None = None
+) -> Array:
+    """Find the divisor of m that solves ``(m m^T + rho I) u = m``, ``u = m / divisor``.
+
+    Parameters
+    ----------
+    m : mapping of arrays
+        Vector.
+    rho : float or array of shape ()
+        Added to the diagonal, above 0.
+    ops : Ops
+        Replaceable operations.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
+
+    Returns
+    -------
+    array, shape ()
+        ``rho + |m|^2``, in float64 where the library has it; infinite if that is too large for it,
+        where `rank_one_solve` has a solution still.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are of several libraries, or not real floating.
+    ValueError
+        If a Python `rho` is not above 0, or there is no array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(rank_one_divisor({"w": np.asarray([3.0, 4.0])}, 2.0))
+    27.0
+    """
+    _checks.positive(rho=rho)
+    xp = _vector_namespace(xp, "m", m)
+    scale, square = _scaled_square(m, ops=ops, xp=xp)
+    return _xp.scalar(rho, like=scale, xp=xp) + scale * (scale * square)
 
 
 def rank_one_solve(
@@ -176,9 +217,7 @@ def _roomy(arrays: Mapping[Any, Array], *, xp: Namespace) -> bool:
     return all(float(xp.finfo(dtype).max) <= limit for dtype in dtypes)
 
 
-def _scaled_square(
-    arrays: Mapping[Any, Array], *, ops: Ops, xp: Namespace
-) -> tuple[Array, Array]:
+def _scaled_square(arrays: Mapping[Any, Array], *, ops: Ops, xp: Namespace) -> tuple[Array, Array]:
     first = next(iter(arrays.values()))
     one = _xp.ones((), like=first, dtype=_wider(first.dtype, xp=xp), xp=xp)
     if _roomy(arrays, xp=xp):

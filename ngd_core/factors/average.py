@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
 
-__all__ = ["average"]
-
-Mix = Callable[..., Array]
+__all__ = ["average", "new_share"]
 
 
 def average(
@@ -19,7 +15,6 @@ def average(
     count: Scalar,
     decay: Scalar,
     *,
-    mix: Mix | None = None,
     xp: Namespace | None = None,
 ) -> tuple[Array, Array]:
     """Fold a batch mean into a bias-corrected exponential moving average.
@@ -41,8 +36,6 @@ def average(
         Examples in the new batch, or what they weigh.
     decay : float or array of shape ()
         Weight kept by everything older, in [0, 1]; the papers' ``epsilon`` or ``beta``.
-    mix : callable, optional
-        ``mix(x, y, share, xp=xp)``, another way to ``(1 - share) x + share y``.
     xp : namespace, optional
         Array namespace; found from the arrays if not given.
 
@@ -65,11 +58,15 @@ def average(
     ([3.0], 6.0)
     """
     xp = _checks.common_namespace(xp, mean=mean, weight=weight, batch=batch)
+    share, total = new_share(weight, count, decay, xp=xp)
+    share = _xp.astype(share, mean.dtype, xp=xp)
+    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
+    return (1 - share) * mean + share * batch, total
+
+
+def new_share(weight: Array, count: Scalar, decay: Scalar, *, xp: Namespace) -> tuple[Array, Array]:
+    """Part of a new batch in such an average, and the average's new weight."""
     _checks.unit_interval(decay=decay)
     count = _xp.scalar(count, like=weight, xp=xp)
     total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
-    share = _xp.astype(count / total, mean.dtype, xp=xp)
-    if mix is not None:
-        return mix(mean, batch, share, xp=xp), total
-    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
-    return (1 - share) * mean + share * batch, total
+    return count / total, total
