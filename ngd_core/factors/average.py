@@ -65,7 +65,36 @@ def average(
 
 
 def new_share(weight: Array, count: Scalar, decay: Scalar, *, xp: Namespace) -> tuple[Array, Array]:
-    """Part of a new batch in such an average, and the average's new weight."""
+    """Part of a new batch in the average of `average`.
+
+    Parameters
+    ----------
+    weight : array, shape ()
+        ``sum_k decay^(t-k) n_k`` so far, 0 at the start.
+    count : int, float or array of shape ()
+        Examples in the new batch, or what they weigh.
+    decay : float or array of shape ()
+        Weight kept by everything older, in [0, 1].
+    xp : namespace
+        Array namespace.
+
+    Returns
+    -------
+    share, weight : array, shape ()
+        Part of the new batch in the average, and the average's new weight.
+
+    Raises
+    ------
+    ValueError
+        If a Python `decay` is outside [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> share, weight = new_share(np.asarray(4.0), 4, 0.5, xp=np)
+    >>> round(float(share), 3), float(weight)
+    (0.667, 6.0)
+    """
     _checks.unit_interval(decay=decay)
     count = _xp.scalar(count, like=weight, xp=xp)
     total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
