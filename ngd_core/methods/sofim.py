@@ -306,7 +306,7 @@ class SOFIM:
             As for `accumulate`; for a Python ``hyper.damping`` in use that is not above 0.
         """
         xp = self._check(xp, state, grads)
-        rho = hyper.damping if self.rho is None else self.rho
+        rho = self._rho(hyper)
         _checks.positive(rho=rho)
         scopes = [list(grads)] if self.scope == "global" else [[key] for key in grads]
         directions, infos = {}, {}
@@ -353,13 +353,16 @@ class SOFIM:
         """
         moments = {key: tensor.moment for key, tensor in state.tensors.items()}
         xp = _checks.common_namespace(xp, state=next(iter(moments.values())))
-        rho = hyper.damping if self.rho is None else self.rho
+        rho = self._rho(hyper)
         if self.scope == "global":
             return dict.fromkeys(moments, rank_one_divisor(moments, rho, ops=self.ops, xp=xp))
         return {
             key: rank_one_divisor({key: moment}, rho, ops=self.ops, xp=xp)
             for key, moment in moments.items()
         }
+
+    def _rho(self, hyper: Hyper) -> Any:
+        return hyper.damping if self.rho is None else self.rho
 
     def _check(
         self, xp: Namespace | None, state: SOFIMState, grads: Mapping[Any, Array]

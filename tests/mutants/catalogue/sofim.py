@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "rho ignored for the damping of the other methods",
         SOFIM,
-        "rho = hyper.damping if self.rho is None else self.rho",
-        "rho = hyper.damping",
+        "return hyper.damping if self.rho is None else self.rho",
+        "return hyper.damping",
         TEST_SOFIM + "test_directions_are_the_dense_solve[numpy]",
     ),
     Mutant(

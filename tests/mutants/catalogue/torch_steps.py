@@ -268,8 +268,8 @@ MUTANTS = (
     Mutant(
         "weight decay of SOFIM without the rate",
         SOFIM,
-        'shrink = 1 - group["lr"] * group["weight_decay"]',
-        'shrink = 1 - group["weight_decay"]',
+        '1 - group["lr"] * group["weight_decay"]',
+        '1 - group["weight_decay"]',
         TEST + "test_sofim_is_its_definition_over_groups_and_through_a_checkpoint",
     ),
     Mutant(
