@@ -10,6 +10,9 @@ RANKS = "backends/ngd_torch/_ranks.py"
 REPORT = "backends/ngd_torch/_report.py"
 SHARDS = "backends/ngd_torch/_shards.py"
 SOFIM = "backends/ngd_torch/_sofim.py"
+ATTENTION = "backends/ngd_torch/_weighted_attention.py"
+NORMS = "backends/ngd_torch/_weighted_norms.py"
+TEST_KINDS = "tests/backends/test_torch_weighted_kinds.py::"
 JOINED = "backends/ngd_torch/_joined.py"
 OPS = "backends/ngd_torch/_ops.py"
 TEST_SOFIM = "tests/backends/test_torch_sofim.py::"
@@ -280,6 +283,27 @@ MUTANTS = (
         TEST_CHANGES + "test_sofim_takes_further_groups_and_keeps_its_momentum",
     ),
     Mutant(
+        "examples of a layer norm count alike",
+        NORMS,
+        "deviation = deviation * _rows(v, deviation)",
+        "deviation = deviation * _rows(v, deviation).mean()",
+        TEST_KINDS + "test_layer_norms",
+    ),
+    Mutant(
+        "examples of a group norm count alike",
+        NORMS,
+        "v.to(u.dtype) @ u.view(n, c)",
+        "v.mean().to(u.dtype) * u.view(n, c).sum(0)",
+        TEST_KINDS + "test_group_norms",
+    ),
+    Mutant(
+        "weights of the query for key and value too",
+        ATTENTION,
+        "g.shape[-1] // parts) * v)",
+        "g.shape[-1] // parts) * v[:, :1])",
+        TEST_KINDS + "test_attention[itself]",
+    ),
+    Mutant(
         "squares that vanish in float32 are lost",
         OPS,
         "return square if SQUARES[0] <= float(square) <= SQUARES[1] else PURE.square(x, xp=xp)",
@@ -292,13 +316,6 @@ MUTANTS = (
         "square = PURE.square(norms, xp=xp) + PURE.square(flat[whole:], xp=xp)",
         "square = PURE.square(norms, xp=xp)",
         TEST_SOFIM + "test_squares_are_those_in_float64[1000-1.0]",
-    ),
-    Mutant(
-        "blocks of squares added in float32",
-        OPS,
-        "square = PURE.square(norms, xp=xp) + PURE.square(flat[whole:], xp=xp)",
-        "square = (norms.square().cumsum(0)[-1] + flat[whole:].square().sum()).double()",
-        TEST_SOFIM + "test_a_long_sum_of_squares_keeps_its_digits",
     ),
     Mutant(
         "a divisor that float32 does not have",
