@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace, Scalar
+from ngd_core.inversion import PURE, Ops
 
-__all__ = ["rank_one_solve", "scaled_square"]
+__all__ = ["rank_one_divisor", "rank_one_solve", "scaled_square"]
 
 Key = TypeVar("Key")
 
@@ -48,8 +49,48 @@ def scaled_square(
     (1.0, 25.0)
     """
     xp = _vector_namespace(xp, "arrays", arrays)
-    wide = _wide(arrays, xp=xp)
-    return _scaled_square(wide, roomy=_roomy(arrays, wide, xp=xp), xp=xp)
+    return _scaled_square(arrays, ops=PURE, xp=xp)
+
+
+def rank_one_divisor(
+    m: Mapping[Any, Array], rho: Scalar, *, ops: Ops = PURE, xp: Namespace | None = None
+) -> Array:
+    """Find the divisor of m that solves ``(m m^T + rho I) u = m``, ``u = m / divisor``.
+
+    Parameters
+    ----------
+    m : mapping of arrays
+        Vector.
+    rho : float or array of shape ()
+        Added to the diagonal, above 0.
+    ops : Ops
+        Replaceable operations.
+    xp : namespace, optional
+        Array namespace; found from the arrays if not given.
+
+    Returns
+    -------
+    array, shape ()
+        ``rho + |m|^2``, in float64 where the library has it; infinite if that is too large for it,
+        where `rank_one_solve` has a solution still.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are of several libraries, or not real floating.
+    ValueError
+        If a Python `rho` is not above 0, or there is no array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(rank_one_divisor({"w": np.asarray([3.0, 4.0])}, 2.0))
+    27.0
+    """
+    _checks.positive(rho=rho)
+    xp = _vector_namespace(xp, "m", m)
+    scale, square = _scaled_square(m, ops=ops, xp=xp)
+    return _xp.scalar(rho, like=scale, xp=xp) + scale * (scale * square)
 
 
 def rank_one_solve(
@@ -57,6 +98,7 @@ def rank_one_solve(
     rho: Scalar,
     x: Mapping[Key, Array] | None = None,
     *,
+    ops: Ops = PURE,
     xp: Namespace | None = None,
 ) -> tuple[dict[Key, Array], Array]:
     """Solve ``(m m^T + rho I) u = x``, all arrays together being one vector.
@@ -74,13 +116,16 @@ def rank_one_solve(
         Added to the diagonal, above 0.
     x : mapping of arrays, or None
         Right-hand side with the keys and shapes of `m`; None for `m` itself.
+    ops : Ops
+        Replaceable operations.
     xp : namespace, optional
         Array namespace; found from the arrays if not given.
 
     Returns
     -------
     u : dict of arrays
-        Solution, in the dtypes of `m`; computed in float64 where the library has it.
+        Solution, in the dtypes of `m`; computed in float64 where the library has it, or as
+        accurately.
     norm : array, shape ()
         ``|m|``.
 
@@ -103,15 +148,14 @@ def rank_one_solve(
     """
     _checks.positive(rho=rho)
     xp = _vector_namespace(xp, "m", m)
-    wide = _wide(m, xp=xp)
-    roomy = _roomy(m, wide, xp=xp)
-    scale, square = _scaled_square(wide, roomy=roomy, xp=xp)
+    scale, square = _scaled_square(m, ops=ops, xp=xp)
     rho = _xp.scalar(rho, like=scale, xp=xp)
-    unit = wide if roomy else {key: v / scale for key, v in wide.items()}
     bottom = rho / scale + scale * square
+    unit = m if _roomy(m, xp=xp) else {key: v / scale for key, v in _wide(m, xp=xp).items()}
     if x is None:
-        u = {key: v / bottom for key, v in unit.items()}
+        u = {key: ops.divide(v, bottom, xp=xp) for key, v in unit.items()}
     else:
+        unit = _wide(unit, xp=xp)
         along, rest = _split(unit, square, x, xp=xp)
         u = {key: rest[key] / rho + (along / scale) * (v / bottom) for key, v in unit.items()}
     return {key: _xp.astype(v, m[key].dtype, xp=xp) for key, v in u.items()}, scale * xp.sqrt(
@@ -152,11 +196,12 @@ def _named(name: str, key: Any) -> str:
 
 
 def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
+    return {key: _xp.astype(x, _wider(x.dtype, xp=xp), xp=xp) for key, x in arrays.items()}
+
+
+def _wider(dtype: DType, *, xp: Namespace) -> DType:
     double = _xp.double(xp=xp)
-    return {
-        key: _xp.astype(x, _xp.working(x.dtype, xp=xp) if double is None else double, xp=xp)
-        for key, x in arrays.items()
-    }
+    return _xp.working(dtype, xp=xp) if double is None else double
 
 
 def _limit(dtype: DType, *, xp: Namespace) -> float:
@@ -165,27 +210,24 @@ def _limit(dtype: DType, *, xp: Namespace) -> float:
     return limit
 
 
-def _roomy(arrays: Mapping[Any, Array], wide: Mapping[Any, Array], *, xp: Namespace) -> bool:
+def _roomy(arrays: Mapping[Any, Array], *, xp: Namespace) -> bool:
     """Tell whether no finite number of the arrays' dtypes is too large for squares in the wide."""
-    limit = min(_limit(x.dtype, xp=xp) for x in wide.values())
-    return all(float(xp.finfo(x.dtype).max) <= limit for x in arrays.values())
+    dtypes = [x.dtype for x in arrays.values()]
+    limit = min(_limit(_wider(dtype, xp=xp), xp=xp) for dtype in dtypes)
+    return all(float(xp.finfo(dtype).max) <= limit for dtype in dtypes)
 
 
-def _scaled_square(wide: Mapping[Any, Array], *, roomy: bool, xp: Namespace) -> tuple[Array, Array]:
-    one = _xp.ones((), like=next(iter(wide.values())), xp=xp)
-    if roomy:
-        return one, _total([_square(x, xp=xp) for x in wide.values()])
-    largest = one
+def _scaled_square(arrays: Mapping[Any, Array], *, ops: Ops, xp: Namespace) -> tuple[Array, Array]:
+    first = next(iter(arrays.values()))
+    one = _xp.ones((), like=first, dtype=_wider(first.dtype, xp=xp), xp=xp)
+    if _roomy(arrays, xp=xp):
+        return one, _total([ops.square(x, xp=xp) for x in arrays.values()])
+    wide, largest = _wide(arrays, xp=xp), one
     for x in wide.values():
         largest = xp.maximum(largest, _xp.astype(xp.max(xp.abs(x)), one.dtype, xp=xp))
     limit = _limit(one.dtype, xp=xp)
     scale = xp.where(largest > limit, largest, one)
-    return scale, _total([_square(x / scale, xp=xp) for x in wide.values()])
-
-
-def _square(x: Array, *, xp: Namespace) -> Array:
-    flat = xp.reshape(x, (-1,))
-    return flat @ flat
+    return scale, _total([PURE.square(x / scale, xp=xp) for x in wide.values()])
 
 
 def _total(parts: list[Array]) -> Array:

@@ -21,7 +21,7 @@ from ngd_torch._passes import Owner, Uses
 from ngd_torch._reads import read_elsewhere
 from ngd_torch._shards import is_sharded
 from ngd_torch._unrolled import fused, watch
-from ngd_torch._weighted import weighted
+from ngd_torch._weighted import Weigh, weighted
 
 __all__ = ["Capture"]
 
@@ -160,6 +160,13 @@ class Capture:
         """Note a use of such a layer."""
         if self.holds(weight, first):
             self.read(self.parts[weight, first], x, z)
+
+    def weighing(self, weight: Any, first: int) -> Weigh | None:
+        """Weights of the rows of such a layer's input, if its gradient is to have them."""
+        layer, owner = self.parts.get((weight, first)), self.owner()
+        if layer is None or owner is None or self.uses is None or not owner.weighs(layer):
+            return None
+        return self.uses.weigh(layer)
 
     def used(self, module: Any, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
         """Note a use of a layer, or give another output in whose backward pass it has weights."""

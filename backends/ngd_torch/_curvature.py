@@ -185,6 +185,7 @@ class Curvature:
         self.records: dict[LayerSpec, LayerRecord] = {}
         self.sizes: dict[str, tuple[float, int | tuple[int, int], int]] = {}
         self.info: dict[LayerSpec, Info] = {}
+        self.looked_up: tuple[Any, dict[tuple[LayerSpec, int], torch.Tensor]] = None, {}
         if weighted_backward:
             self._check_weighted(loss_reduction, loss_scale)
         whole = isinstance(method, FNGD) or self.ranks.gathers
@@ -323,9 +324,20 @@ class Curvature:
         if spec.name in self.seen and self._begun(spec.name):
             raise RuntimeError(TWO_BATCHES.format(spec.name))
         self.seen.add(spec.name)
-        with torch.no_grad():
-            found, _ = self.method.weights(self.state, spec, examples, **self._which())
         self.unseen.discard(spec.name)
+        if self.method.share != "position":
+            return self._looked_up(self.method, spec, examples)
+        state, known = self.looked_up
+        if state is not self.state:
+            known = {}
+            self.looked_up = self.state, known
+        if (spec, examples) not in known:
+            known[spec, examples] = self._looked_up(self.method, spec, examples)
+        return known[spec, examples]
+
+    def _looked_up(self, method: FNGD, spec: LayerSpec, examples: int) -> torch.Tensor:
+        with torch.no_grad():
+            found, _ = method.weights(self.state, spec, examples, **self._which())
         return found
 
     def _has_direction(self, layer: Layer) -> bool:

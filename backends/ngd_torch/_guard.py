@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ngd_torch._ranks import ALONE, Group, summed
-from ngd_torch._shards import part
+from ngd_torch._shards import is_sharded, part
 
 __all__ = ["Move", "dense", "take"]
 
@@ -77,7 +77,11 @@ def _alike(moves: Sequence[Move]) -> list[list[Move]]:
 
 def _go(moves: Sequence[Move], ok: torch.Tensor) -> None:
     """Take moves in one pass, PyTorch's fused SGD, which leaves everything as it is if not ok."""
-    _, _, lr, shrink, mu, buffer, *_ = moves[0]
+    _, _, lr, shrink, mu, buffer, scale, *_ = moves[0]
+    if scale is not None and buffer is None and scale.device.type == "cpu":
+        rate = lr * float(scale)
+        if RATES[0] <= rate <= RATES[1]:
+            lr, moves = rate, [move._replace(scale=None) for move in moves]
     level = [_level(move) for move in moves]
     ps, directions = [move.p for move in level], [move.direction for move in level]
     if shrink != 1:
@@ -103,6 +107,10 @@ def _go(moves: Sequence[Move], ok: torch.Tensor) -> None:
                 move.buffer.copy_(copy.buffer)
 
 
+RATES = 2.0**-60, 2.0**60
+"""Rates with which float32 neither overflows nor loses digits."""
+
+
 def _level(move: Move) -> Move:
     """Move with its scale in it, whose tensors lie in memory alike and without gaps."""
     p, buffer, direction = move.p, move.buffer, move.direction
@@ -114,6 +122,8 @@ def _level(move: Move) -> Move:
         direction = torch.mul(direction, scale, out=torch.empty_like(p, dtype=direction.dtype))
     elif direction.stride() != p.stride():
         direction = torch.empty_like(p, dtype=direction.dtype).copy_(direction)
+    elif p is move.p:
+        return move
     return move._replace(p=p, buffer=buffer, direction=direction)
 
 
@@ -128,6 +138,8 @@ def _is_dense(x: torch.Tensor) -> bool:
 
 def _here(move: Move) -> Move:
     """Part of a move that is in this process."""
+    if move.vouched is not None and not is_sharded(move.p):
+        return move
     p, buffer = part(move.p), None if move.buffer is None else part(move.buffer)
     known = move.p.grad is None or move.vouched is not None or move.direction is move.p.grad
     grad = None if known else part(move.p.grad)

@@ -96,11 +96,12 @@ class Options(TypedDict, total=False):
         Processes that train the model together. None: those of a `DistributedDataParallel`,
         otherwise all, if `torch.distributed` was initialised.
     weighted_backward : bool
-        For FNGD alone: in later epochs form the weighted gradients of `nn.Linear`, `nn.Embedding`
-        and convolutions padded with zeros *in place* of the gradients, in the same backward pass
-        and at its cost. Their ``.grad`` then is the direction, not the gradient: so are its norm,
-        what clips it and what `torch.amp.GradScaler` sees; `stats` has nothing of these layers,
-        ``kl_clip`` is not to be had, nor gradients of gradients, nor several processes (False).
+        For FNGD alone: in later epochs form the weighted gradients of `nn.Linear`, `nn.Embedding`,
+        `nn.MultiheadAttention`, layer, group and batch norms and convolutions padded with zeros *in
+        place* of the gradients, in the same backward pass and at about its cost. Their ``.grad``
+        then is the direction, not the gradient: so are its norm, what clips it and what
+        `torch.amp.GradScaler` sees; `stats` has nothing of these layers, ``kl_clip`` is not to be
+        had, nor gradients of gradients, nor several processes (False).
     stagger : bool
         After the first refresh, of all layers, refresh each at a step of its own within
         ``inverse_every``, so that no step pays for all: evenly apart in the order of the layers,

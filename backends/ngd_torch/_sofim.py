@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 import ngd_core
 from ngd_core import Hyper
+from ngd_core.methods.sofim import SOFIMState
 from ngd_torch._curvature import trainable
 from ngd_torch._guard import Move, dense, take
-from ngd_torch._ops import NATIVE
+from ngd_torch._joined import Joined, apart, fits, flat, joined, views
+from ngd_torch._ops import NATIVE, mix_in_place
 from ngd_torch._ranks import ALONE, Group, group_of, summed
 from ngd_torch._shards import copies, is_sharded, part, resharded, whole_of_part
 from ngd_torch._stored import check_arrays, check_groups
@@ -22,6 +24,20 @@ from ngd_torch._trees import leaves, rebuilt
 __all__ = ["SOFIM"]
 
 T = TypeVar("T")
+
+
+class Directions(NamedTuple):
+    """Directions by the parameters' numbers, over a scale, and whether all gradients are finite."""
+
+    found: dict[int, torch.Tensor]
+    scale: torch.Tensor | None = None
+    vouched: torch.Tensor | None = None
+
+
+IN_PLACE = dataclasses.replace(NATIVE, mix=mix_in_place)
+"""For a state that nobody else has."""
+LIMITS = 2.0**-60, 2.0**60
+"""Divisors of the momentum that a rate of any sensible size can be divided by in float32."""
 
 
 def _beside(moment: Any, grad: torch.Tensor) -> Any:
@@ -88,6 +104,7 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
             params = trainable(model_or_params.parameters())
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self._skipped: torch.Tensor | int = 0
+        self._state: SOFIMState | Joined
         self.moments = self.method.init(self._numbered(lambda p: part(p.detach())))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -99,7 +116,7 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
             As for every torch optimizer: ``{"params": new.parameters(), "lr": ...}``.
         """
         super().add_param_group(param_group)
-        if not hasattr(self, "moments"):  # called by torch's constructor
+        if not hasattr(self, "_state"):  # called by torch's constructor
             return
         fresh = self.method.init(self._numbered(lambda p: part(p.detach())))
         self.moments = fresh._replace(tensors={**fresh.tensors, **self.moments.tensors})
@@ -131,17 +148,12 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
         grads = self._numbered(
             lambda p: part(torch.zeros_like(p) if p.grad is None else dense(p.grad))
         )
-        if len(grads) != len(self.moments.tensors):
-            msg = "a group was added after construction; make a new SOFIM with all groups."
-            raise RuntimeError(msg)
-        tensors = self.moments.tensors
-        self.moments = type(self.moments)({k: _beside(x, grads[k]) for k, x in tensors.items()})
-        directions = self._directions(grads)
+        directions, scale, vouched = self._directions(grads)
         moves: list[Move] = []
         for group in self.param_groups:
-            shrink = 1 - group["lr"] * group["weight_decay"]
+            lr, shrink = group["lr"], 1 - group["lr"] * group["weight_decay"]
             moves += [
-                Move(p, directions[len(moves) + k], group["lr"], shrink)
+                Move(p, directions[len(moves) + k], lr, shrink, scale=scale, vouched=vouched)
                 for k, p in enumerate(group["params"])
             ]
         self._skipped = self._skipped + ~take(moves, grads[0], group=self._group())
@@ -152,12 +164,53 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
         """Steps left out since construction, see `step`; waits for the device."""
         return int(self._skipped)
 
-    def _directions(self, grads: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    @property
+    def moments(self) -> SOFIMState:
+        """State of the method, a tensor a parameter by its number."""
+        if isinstance(self._state, Joined):
+            return apart(self._state)
+        return self._state
+
+    @moments.setter
+    def moments(self, state: SOFIMState) -> None:
+        self._state = state
+
+    def _directions(self, grads: dict[int, torch.Tensor]) -> Directions:
         """Take the gradients in, and give the directions."""
-        shared = self._numbered(is_sharded)
-        if not any(shared.values()):
-            self.moments = self.method.accumulate(self.moments, grads, Hyper())
-            return self.method.direction(self.moments, grads, {}, Hyper())[0]
+        if not isinstance(self._state, Joined) or not fits(self._state, grads):
+            tensors = self.moments.tensors
+            if len(grads) != len(tensors):
+                msg = "a group was added after construction; make a new SOFIM with all groups."
+                raise RuntimeError(msg)
+            self.moments = SOFIMState({k: _beside(x, grads[k]) for k, x in tensors.items()})
+        if any(self._numbered(is_sharded).values()):
+            return Directions(self._of_parts(grads))
+        if self.method.scope == "global":
+            return self._of_all(grads)
+        self.moments = self.method.accumulate(self.moments, grads, Hyper())
+        return Directions(self.method.direction(self.moments, grads, {}, Hyper())[0])
+
+    def _of_all(self, grads: dict[int, torch.Tensor]) -> Directions:
+        """Directions of all parameters end to end: their momentum itself, with a scale."""
+        home = next(iter(grads.values())).device
+        old = self._state if isinstance(self._state, Joined) else joined(self._state, grads)
+        vectors = flat(grads, old)
+        method = dataclasses.replace(self.method, ops=IN_PLACE)
+        state = method.accumulate(old.state, vectors, Hyper())
+        self._state = old._replace(state=state)
+        taken = [
+            (x.rejected == old.state.tensors[n].rejected).to(home) for n, x in state.tensors.items()
+        ]
+        vouched = torch.stack(taken).all()
+        if home.type == "cpu" and all(x.dtype == grads[k].dtype for k, x in old.moments.items()):
+            divisor = next(iter(method.divisors(state, Hyper()).values()))
+            if LIMITS[0] <= float(divisor) <= LIMITS[1]:
+                return Directions(old.moments, 1 / divisor, vouched)
+        found, _ = method.direction(state, vectors, {}, Hyper())
+        return Directions(views(found, old.members, grads), None, vouched)
+
+    def _of_parts(self, grads: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Directions of what this process has of sharded parameters."""
         grads = self._refused_together(grads)
         self.moments = self.method.accumulate(self.moments, grads, Hyper())
         own = torch.stack([x.moment.double().square().sum() for x in self.moments.tensors.values()])
@@ -230,6 +283,6 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
         return {
             **super().__getstate__(),
             "method": self.method,
-            "moments": self.moments,
+            "_state": self.moments,
             "_skipped": self._skipped,
         }

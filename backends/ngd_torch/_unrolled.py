@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any, NamedTuple, Protocol
 
@@ -32,10 +32,14 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ngd_torch._weighted_attention import CAN_WEIGH, Weigh, weighted_attention, weighted_product
+
 __all__ = ["Watched", "Watcher", "fused", "watch"]
 
 _ATTENTION = functional.multi_head_attention_forward
 _SIGNATURE = inspect.signature(_ATTENTION)
+WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight")
+"""Arguments of attention that are whole weights of layers."""
 
 
 class Watcher(Protocol):
@@ -55,6 +59,10 @@ class Watcher(Protocol):
 
     def product(self, weight: Any, first: int, x: torch.Tensor, z: torch.Tensor) -> None:
         """Note inputs and outputs of that layer, examples first."""
+        ...
+
+    def weighing(self, weight: Any, first: int) -> Weigh | None:
+        """Weights of the rows of that layer's input, if its gradient is to have them."""
         ...
 
 
@@ -149,7 +157,10 @@ class _Unrolling(TorchFunctionMode):  # type: ignore[misc]
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is _ATTENTION:
-            return _attention(self.products, **_SIGNATURE.bind(*args, **(kwargs or {})).arguments)
+            arguments = _SIGNATURE.bind(*args, **(kwargs or {})).arguments
+            if self.products.weigh_all(arguments):
+                return weighted_attention(self.products.weighing, arguments)
+            return _attention(self.products, **arguments)
         name = getattr(function, "__name__", "")
         if name in _CELLS and len(args) == 6:
             return _one_step(self.products, name, *args)
@@ -171,8 +182,31 @@ class _Products(NamedTuple):
             rows = slice(first, first + weight.shape[1])
             weight, bias = weight[rows], None if bias is None else bias[rows]
         z = functional.linear(x, weight, bias)
+        weigh = self.weighing(whole, start)
+        if weigh is not None:
+            rows_first = x.transpose(0, 1), z.transpose(0, 1)
+            z = weighted_product(rows_first[0], weight, bias, rows_first[1], [weigh], len(x))
+            return z.transpose(0, 1)
         self.read(whole, start, x, z)
         return z
+
+    def weighing(self, weight: Any, first: int) -> Weigh | None:
+        """Weights of the examples in a layer's gradient, where one watcher has them."""
+        found = [watcher.weighing(weight, first) for watcher in self.watchers]
+        return next((weigh for weigh in found if weigh is not None), None)
+
+    def weigh_all(self, arguments: Mapping[str, Any]) -> bool:
+        """Tell whether all layers of a call of attention that are held have weights."""
+        if not CAN_WEIGH:
+            return False
+        size = arguments["query"].shape[-1]
+        places = [(arguments.get(name), 0) for name in WEIGHTS]
+        places += [(arguments.get("in_proj_weight"), k * size) for k in range(3)]
+        return all(
+            self.weighing(weight, first) is not None
+            for weight, first in places
+            if weight is not None and any(w.holds(weight, first) for w in self.watchers)
+        )
 
     def read(self, weight: Any, first: int, x: torch.Tensor, z: torch.Tensor) -> None:
         for watcher in self.watchers:

@@ -14,23 +14,29 @@ import torch
 from torch import nn
 
 from ngd_torch._layers import RULES, Layer
+from ngd_torch._weighted_norms import NORMS, weighted_norm
 
 __all__ = ["Weigh", "can_weigh", "weighted"]
 
 Weigh = Callable[[int], torch.Tensor]
 """Weights of the rows of an input, given their number, asked for in the backward pass."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
+PROJECTION = nn.modules.linear.NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
+KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS, *NORMS)
 
 
 def can_weigh(layer: Layer) -> bool:
     """Tell whether the gradient of all of a layer's parameters can be weighted on the way."""
     module = layer.module
+    if layer.others:
+        return False
+    if layer.rule is RULES[nn.MultiheadAttention]:
+        return True
+    kind = nn.Linear if type(module) is PROJECTION else type(module)
     return (
-        type(module) in KINDS
-        and layer.rule is RULES[type(module)]
+        kind in KINDS
+        and layer.rule is RULES[kind]
         and layer.rows is None
-        and not layer.others
         and getattr(module, "padding_mode", "zeros") == "zeros"
     )
 
@@ -42,8 +48,11 @@ def weighted(layer: Layer, x: torch.Tensor, z: torch.Tensor, weigh: Weigh) -> to
     """
     module, held = layer.module, [z.detach()]
     if isinstance(module, nn.Embedding):
-        out = _Scaled.apply(z, weigh)
-    elif isinstance(module, nn.Linear):
+        z.register_hook(lambda g: g * _rows(weigh(len(g)), g))
+        return z
+    if isinstance(module, NORMS):
+        return weighted_norm(module, x, z, weigh)
+    if isinstance(module, nn.Linear):
         out = _Linear.apply(x, module.weight, module.bias, held, weigh)
     else:
         out = _Convolution.apply(x, module.weight, module.bias, held, weigh, _options(module, x))
@@ -78,20 +87,6 @@ def _weighted_pair(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients and inputs, the rows of the smaller of them times their weights."""
     return (g, a * _rows(v, a)) if a.numel() <= g.numel() else (g * _rows(v, g), a)
-
-
-class _Scaled(torch.autograd.Function):  # type: ignore[misc]
-    """Identity, whose gradient is weighted: for layers whose input has none."""
-
-    @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, weigh: Weigh) -> torch.Tensor:
-        ctx.weigh = weigh
-        return z.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        return g * _rows(ctx.weigh(len(g)), g), None
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
 
-__all__ = ["average"]
+__all__ = ["average", "new_share"]
 
 
 def average(
@@ -58,9 +58,44 @@ def average(
     ([3.0], 6.0)
     """
     xp = _checks.common_namespace(xp, mean=mean, weight=weight, batch=batch)
+    share, total = new_share(weight, count, decay, xp=xp)
+    share = _xp.astype(share, mean.dtype, xp=xp)
+    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
+    return (1 - share) * mean + share * batch, total
+
+
+def new_share(weight: Array, count: Scalar, decay: Scalar, *, xp: Namespace) -> tuple[Array, Array]:
+    """Part of a new batch in the average of `average`.
+
+    Parameters
+    ----------
+    weight : array, shape ()
+        ``sum_k decay^(t-k) n_k`` so far, 0 at the start.
+    count : int, float or array of shape ()
+        Examples in the new batch, or what they weigh.
+    decay : float or array of shape ()
+        Weight kept by everything older, in [0, 1].
+    xp : namespace
+        Array namespace.
+
+    Returns
+    -------
+    share, weight : array, shape ()
+        Part of the new batch in the average, and the average's new weight.
+
+    Raises
+    ------
+    ValueError
+        If a Python `decay` is outside [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> share, weight = new_share(np.asarray(4.0), 4, 0.5, xp=np)
+    >>> round(float(share), 3), float(weight)
+    (0.667, 6.0)
+    """
     _checks.unit_interval(decay=decay)
     count = _xp.scalar(count, like=weight, xp=xp)
     total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
-    share = _xp.astype(count / total, mean.dtype, xp=xp)
-    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
-    return (1 - share) * mean + share * batch, total
+    return count / total, total

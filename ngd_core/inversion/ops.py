@@ -46,6 +46,21 @@ def _clear_pure(x: Array, least: Array, *, xp: Namespace) -> Array:
     return xp.where(xp.abs(x) < least, _xp.zeros((), like=x, xp=xp), x)
 
 
+def _mix_pure(x: Array, y: Array, share: Array, *, xp: Namespace) -> Array:
+    return (1 - share) * x + share * y
+
+
+def _square_pure(x: Array, *, xp: Namespace) -> Array:
+    double = _xp.double(xp=xp)
+    dtype = _xp.working(x.dtype, xp=xp) if double is None else double
+    flat = xp.reshape(_xp.astype(x, dtype, xp=xp), (-1,))
+    return flat @ flat
+
+
+def _divide_pure(x: Array, by: Array, *, xp: Namespace) -> Array:
+    return _xp.astype(_xp.astype(x, by.dtype, xp=xp) / by, x.dtype, xp=xp)
+
+
 @dataclass(frozen=True)
 class Ops:
     """Replaceable operations.
@@ -69,6 +84,15 @@ class Ops:
     clear : callable
         ``clear(x, least, *, xp)``: `x` with 0 in place of magnitudes below `least`, an array that
         broadcasts with it; at `least` either will do.
+    mix : callable
+        ``mix(x, y, share, *, xp)``: ``(1 - share) x + share y`` with the 0-d array `share` of their
+        dtype, in [0, 1]; finite where both are.
+    square : callable
+        ``square(x, *, xp)``: sum of the squares, 0-d and of float64 where the library has it. No
+        square of a smaller dtype's number overflows or is lost, nor do the digits of a long sum.
+    divide : callable
+        ``divide(x, by, *, xp)``: `x` by the 0-d array `by`, which may be of a larger dtype and
+        outside the range of x's; in the dtype of `x`, computed in that of `by`.
     warm : bool
         Whether `spd_inverse` also takes the keyword ``start``, the last inverse or the identity.
     eager : bool
@@ -81,6 +105,9 @@ class Ops:
     select: Callable[..., Array] = _select_pure
     within: Callable[..., Array] = _within_pure
     clear: Callable[..., Array] = _clear_pure
+    mix: Callable[..., Array] = _mix_pure
+    square: Callable[..., Array] = _square_pure
+    divide: Callable[..., Array] = _divide_pure
     warm: bool = False
     eager: bool = False
 

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors import average, mean_gradient
+from ngd_core.factors import mean_gradient
+from ngd_core.factors.average import new_share
 from ngd_core.inversion.ops import PURE, Ops, all_finite
 from ngd_core.methods._common import check_specs, guarded
-from ngd_core.rank_one import rank_one_solve
+from ngd_core.rank_one import rank_one_divisor, rank_one_solve
 from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
 
 __all__ = ["SOFIM", "SOFIMState", "SOFIMTensor"]
@@ -226,9 +227,12 @@ class SOFIM:
         for key, grad in grads.items():
             old, ok = tensors[key], finite[key]
             grad = _xp.astype(grad, old.moment.dtype, xp=xp)
-            moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)
+            share, weight = new_share(old.weight, 1, decay, xp=xp)
+            nothing = _xp.zeros((), like=grad, xp=xp)
+            grad = self.ops.select(ok, grad, nothing, xp=xp)
+            share = xp.where(ok, _xp.astype(share, grad.dtype, xp=xp), nothing)
             tensors[key] = SOFIMTensor(
-                self.ops.select(ok, moment, old.moment, xp=xp),
+                self.ops.mix(old.moment, grad, share, xp=xp),
                 xp.where(ok, weight, old.weight),
                 old.rejected + _xp.astype(~ok, old.rejected.dtype, xp=xp),
             )
@@ -302,7 +306,7 @@ class SOFIM:
             As for `accumulate`; for a Python ``hyper.damping`` in use that is not above 0.
         """
         xp = self._check(xp, state, grads)
-        rho = hyper.damping if self.rho is None else self.rho
+        rho = self._rho(hyper)
         _checks.positive(rho=rho)
         scopes = [list(grads)] if self.scope == "global" else [[key] for key in grads]
         directions, infos = {}, {}
@@ -311,7 +315,7 @@ class SOFIM:
             other = None
             if self.precondition == "gradient":
                 other = {key: grads[key] for key in keys}
-            solved, norm = rank_one_solve(moments, rho, other, xp=xp)
+            solved, norm = rank_one_solve(moments, rho, other, ops=self.ops, xp=xp)
             for key in keys:
                 u, code = solved[key], _code(state.tensors[key], xp=xp)
                 grad = _xp.astype(grads[key], u.dtype, xp=xp)
@@ -319,6 +323,46 @@ class SOFIM:
                 directions[key], infos[key] = guarded(u, grads[key], code, ops=self.ops, xp=xp)
                 infos[key].measures["norm"] = _xp.astype(norm, u.dtype, xp=xp)
         return directions, infos
+
+    def divisors(
+        self, state: SOFIMState, hyper: Hyper, *, xp: Namespace | None = None
+    ) -> dict[Any, Array]:
+        """Tell what `direction` divides the momentum by, ``rho + |M|^2``.
+
+        For a step that takes the quotient into its rate and forms no direction.
+
+        Parameters
+        ----------
+        state : SOFIMState
+            State, after `accumulate` of this step's gradient.
+        hyper : Hyper
+            ``hyper.damping`` is ``rho`` if ``rho`` is None.
+        xp : namespace, optional
+            Array namespace; found from the state if not given.
+
+        Returns
+        -------
+        dict of array, shape ()
+            One for each array; of the scope, so all are the same for the global one. Infinite
+            where it is too large a number.
+
+        Raises
+        ------
+        ValueError
+            For a Python ``hyper.damping`` in use that is not above 0.
+        """
+        moments = {key: tensor.moment for key, tensor in state.tensors.items()}
+        xp = _checks.common_namespace(xp, state=next(iter(moments.values())))
+        rho = self._rho(hyper)
+        if self.scope == "global":
+            return dict.fromkeys(moments, rank_one_divisor(moments, rho, ops=self.ops, xp=xp))
+        return {
+            key: rank_one_divisor({key: moment}, rho, ops=self.ops, xp=xp)
+            for key, moment in moments.items()
+        }
+
+    def _rho(self, hyper: Hyper) -> Any:
+        return hyper.damping if self.rho is None else self.rho
 
     def _check(
         self, xp: Namespace | None, state: SOFIMState, grads: Mapping[Any, Array]

@@ -169,21 +169,15 @@ MUTANTS = (
     Mutant(
         "no bias correction of the moving average",
         AVERAGE,
-        "share = _xp.astype(count / total, mean.dtype, xp=xp)",
+        "share = _xp.astype(share, mean.dtype, xp=xp)",
         "share = _xp.astype(1 - _xp.scalar(decay, like=weight, xp=xp), mean.dtype, xp=xp)",
         TEST_FACTORS + "test_average_is_the_bias_corrected_ema_over_examples[numpy]",
     ),
     Mutant(
         "averages count batches, not examples",
         AVERAGE,
-        (
-            "total = weight * _xp.scalar(decay, like=weight, xp=xp) + count\n"
-            "    share = _xp.astype(count / total"
-        ),
-        (
-            "total = weight * _xp.scalar(decay, like=weight, xp=xp) + 1\n"
-            "    share = _xp.astype(1 / total"
-        ),
+        "weight * _xp.scalar(decay, like=weight, xp=xp) + count\n    return count / total",
+        "weight * _xp.scalar(decay, like=weight, xp=xp) + 1\n    return 1 / total",
         TEST_KFAC + "test_vectors_are_summed_and_micro_batches_count_by_their_examples[kfac exact]",
     ),
     Mutant(

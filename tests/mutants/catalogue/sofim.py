@@ -3,6 +3,7 @@
 from mutants.mutant import Mutant
 
 PER_EXAMPLE = "ngd_core/factors/per_example.py"
+OPS = "ngd_core/inversion/ops.py"
 RANK_ONE = "ngd_core/rank_one.py"
 SOFIM = "ngd_core/methods/sofim.py"
 
@@ -41,7 +42,7 @@ MUTANTS = (
     Mutant(
         "the two-term form, which cancels and overflows",
         RANK_ONE,
-        "        u = {key: v / bottom for key, v in unit.items()}",
+        "        u = {key: ops.divide(v, bottom, xp=xp) for key, v in unit.items()}",
         (
             "        z = scale * scale * square\n"
             "        z = scale * (1 / rho - z / (rho * rho + rho * z))\n"
@@ -51,9 +52,9 @@ MUTANTS = (
     ),
     Mutant(
         "norm accumulated in float32",
-        RANK_ONE,
-        "double = _xp.double(xp=xp)",
-        "double = None",
+        OPS,
+        "    double = _xp.double(xp=xp)\n    dtype = _xp.working",
+        "    double = None\n    dtype = _xp.working",
         TEST_SOFIM + "test_float32_keeps_its_digits_where_the_two_terms_cancel",
     ),
     Mutant(
@@ -66,42 +67,36 @@ MUTANTS = (
     Mutant(
         "norm of the last array in place of all",
         RANK_ONE,
-        "return one, _total([_square(x, xp=xp) for x in wide.values()])",
-        "return one, _square([*wide.values()][-1], xp=xp)",
+        "return one, _total([ops.square(x, xp=xp) for x in arrays.values()])",
+        "return one, ops.square([*arrays.values()][-1], xp=xp)",
         TEST_SOFIM + "test_the_general_solve[numpy]",
     ),
     Mutant(
         "no bias correction of the momentum",
         SOFIM,
-        "moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)",
-        (
-            "_, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)\n"
-            "            moment = decay * old.moment + (1 - decay) * grad"
-        ),
+        "self.ops.mix(old.moment, grad, share, xp=xp)",
+        "decay * old.moment + (1 - decay) * grad",
         TEST_SOFIM + "test_the_first_step_and_no_momentum[numpy]",
     ),
     Mutant(
         "heavy-ball momentum without the factor 1 - beta",
         SOFIM,
-        "moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)",
-        (
-            "_, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)\n"
-            "            moment = decay * old.moment + grad"
-        ),
+        "self.ops.mix(old.moment, grad, share, xp=xp)",
+        "decay * old.moment + grad",
         TEST_SOFIM + "test_the_stability_bound[numpy]",
     ),
     Mutant(
         "momentum forgotten",
         SOFIM,
-        "moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)",
-        "moment, weight = average(old.moment, 0 * old.weight, grad, 1, decay, xp=xp)",
+        "new_share(old.weight, 1, decay, xp=xp)",
+        "new_share(0 * old.weight, 1, decay, xp=xp)",
         TEST_SOFIM + "test_the_stability_bound_in_the_long_run",
     ),
     Mutant(
         "sign of the old momentum",
         SOFIM,
-        "moment, weight = average(old.moment, old.weight, grad, 1, decay, xp=xp)",
-        "moment, weight = average(-old.moment, old.weight, grad, 1, decay, xp=xp)",
+        "self.ops.mix(old.moment, grad, share, xp=xp)",
+        "self.ops.mix(-old.moment, grad, share, xp=xp)",
         TEST_SOFIM + "test_directions_are_the_dense_solve[numpy]",
     ),
     Mutant(
@@ -114,8 +109,8 @@ MUTANTS = (
     Mutant(
         "rho ignored for the damping of the other methods",
         SOFIM,
-        "rho = hyper.damping if self.rho is None else self.rho",
-        "rho = hyper.damping",
+        "return hyper.damping if self.rho is None else self.rho",
+        "return hyper.damping",
         TEST_SOFIM + "test_directions_are_the_dense_solve[numpy]",
     ),
     Mutant(
@@ -184,8 +179,8 @@ MUTANTS = (
     Mutant(
         "a gradient that is not finite enters the momentum",
         SOFIM,
-        "self.ops.select(ok, moment, old.moment, xp=xp)",
-        "moment",
+        "grad = self.ops.select(ok, grad, nothing, xp=xp)",
+        "grad = grad + nothing",
         TEST_SOFIM + "test_a_non_finite_gradient_poisons_nothing[numpy]",
     ),
     Mutant(

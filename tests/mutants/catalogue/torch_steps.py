@@ -10,6 +10,12 @@ RANKS = "backends/ngd_torch/_ranks.py"
 REPORT = "backends/ngd_torch/_report.py"
 SHARDS = "backends/ngd_torch/_shards.py"
 SOFIM = "backends/ngd_torch/_sofim.py"
+ATTENTION = "backends/ngd_torch/_weighted_attention.py"
+NORMS = "backends/ngd_torch/_weighted_norms.py"
+TEST_KINDS = "tests/backends/test_torch_weighted_kinds.py::"
+JOINED = "backends/ngd_torch/_joined.py"
+OPS = "backends/ngd_torch/_ops.py"
+TEST_SOFIM = "tests/backends/test_torch_sofim.py::"
 TEST = "tests/backends/test_torch_optimizers.py::"
 TEST_CHANGES = "tests/backends/test_torch_changes.py::"
 TEST_DISTRIBUTED = "tests/backends/test_torch_distributed.py::"
@@ -280,8 +286,8 @@ MUTANTS = (
     Mutant(
         "weight decay of SOFIM without the rate",
         SOFIM,
-        'shrink = 1 - group["lr"] * group["weight_decay"]',
-        'shrink = 1 - group["weight_decay"]',
+        '1 - group["lr"] * group["weight_decay"]',
+        '1 - group["weight_decay"]',
         TEST + "test_sofim_is_its_definition_over_groups_and_through_a_checkpoint",
     ),
     Mutant(
@@ -290,6 +296,69 @@ MUTANTS = (
         "tensors={**fresh.tensors, **self.moments.tensors}",
         "tensors={**self.moments.tensors, **fresh.tensors}",
         TEST_CHANGES + "test_sofim_takes_further_groups_and_keeps_its_momentum",
+    ),
+    Mutant(
+        "examples of a layer norm count alike",
+        NORMS,
+        "deviation = deviation * _rows(v, deviation)",
+        "deviation = deviation * _rows(v, deviation).mean()",
+        TEST_KINDS + "test_layer_norms",
+    ),
+    Mutant(
+        "examples of a group norm count alike",
+        NORMS,
+        "v.to(u.dtype) @ u.view(n, c)",
+        "v.mean().to(u.dtype) * u.view(n, c).sum(0)",
+        TEST_KINDS + "test_group_norms",
+    ),
+    Mutant(
+        "weights of the query for key and value too",
+        ATTENTION,
+        "g.shape[-1] // parts) * v)",
+        "g.shape[-1] // parts) * v[:, :1])",
+        TEST_KINDS + "test_attention[itself]",
+    ),
+    Mutant(
+        "squares that vanish in float32 are lost",
+        OPS,
+        "return square if SQUARES[0] <= float(square) <= SQUARES[1] else PURE.square(x, xp=xp)",
+        "return square",
+        TEST_SOFIM + "test_squares_are_those_in_float64[1000-1e-25]",
+    ),
+    Mutant(
+        "squares behind the last whole block left out",
+        OPS,
+        "square = PURE.square(norms, xp=xp) + PURE.square(flat[whole:], xp=xp)",
+        "square = PURE.square(norms, xp=xp)",
+        TEST_SOFIM + "test_squares_are_those_in_float64[1000-1.0]",
+    ),
+    Mutant(
+        "a divisor that float32 does not have",
+        OPS,
+        "if DIVISORS[0] <= abs(number) <= DIVISORS[1]:",
+        "if number:",
+        TEST_SOFIM + "test_quotients_are_those_in_float64[1e-310]",
+    ),
+    Mutant(
+        "a rate that float32 does not have",
+        SOFIM,
+        "if LIMITS[0] <= float(divisor) <= LIMITS[1]:",
+        "if float(divisor):",
+        TEST_SOFIM + "test_steps_are_the_quotient_whatever_its_divisor[dtype0-1e-40-1e-30]",
+    ),
+    Mutant(
+        "momentum handed out is the one that goes on",
+        JOINED,
+        "_replace(moment=x.clone())",
+        "_replace(moment=x)",
+        TEST_SOFIM + "test_momentum_that_was_handed_out_stays",
+    ),
+    Mutant(
+        "a gradient that was refused is stepped along",
+        SOFIM,
+        "vouched = torch.stack(taken).all()",
+        "vouched = torch.stack(taken).any() | True",
+        TEST_SOFIM + "test_a_refused_gradient_leaves_the_momentum_as_it_was",
     ),
     Mutant(
         "statistics counted at every step",
