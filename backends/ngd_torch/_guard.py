@@ -55,13 +55,13 @@ def take(moves: Sequence[Move], like: torch.Tensor, group: Group = ALONE) -> tor
     tensor of bool, shape ()
         Whether they were taken.
     """
-    moves = [_here(move) for move in moves if move.p.numel()]
-    alike = _alike(moves)
-    ok = _all_finite(alike, part(like))
+    alike = _alike([_here(move) for move in moves if move.p.numel()])
+    level = [[_level(move) for move in some] for some in alike]
+    ok = _all_finite(level, part(like))
     if group.size > 1:
         ok = summed([(~ok).float()], group.handle)[0] == 0
-    for some in alike:
-        _go(some, ok.to(some[0].p.device))
+    for some, copies in zip(alike, level, strict=True):
+        _go(some, copies, ok.to(some[0].p.device))
     return ok
 
 
@@ -75,10 +75,9 @@ def _alike(moves: Sequence[Move]) -> list[list[Move]]:
     return list(groups.values())
 
 
-def _go(moves: Sequence[Move], ok: torch.Tensor) -> None:
-    """Take moves in one pass, PyTorch's fused SGD, which leaves everything as it is if not ok."""
+def _go(moves: Sequence[Move], level: Sequence[Move], ok: torch.Tensor) -> None:
+    """Take level moves in one pass, PyTorch's fused SGD, which leaves all as it is if not ok."""
     _, _, lr, shrink, mu, buffer, *_ = moves[0]
-    level = [_level(move) for move in moves]
     ps, directions = [move.p for move in level], [move.direction for move in level]
     if shrink != 1:
         one = torch.ones((), dtype=ps[0].dtype, device=ok.device)
@@ -114,7 +113,7 @@ def _level(move: Move) -> Move:
         direction = torch.mul(direction, scale, out=torch.empty_like(p, dtype=direction.dtype))
     elif direction.stride() != p.stride():
         direction = torch.empty_like(p, dtype=direction.dtype).copy_(direction)
-    return move._replace(p=p, buffer=buffer, direction=direction)
+    return move._replace(p=p, direction=direction, buffer=buffer, scale=None)
 
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -137,10 +136,8 @@ def _here(move: Move) -> Move:
 def _all_finite(alike: Sequence[Sequence[Move]], like: torch.Tensor) -> torch.Tensor:
     ok = torch.ones((), dtype=torch.bool, device=like.device)
     for some in alike:
-        _, _, lr, shrink, mu, buffer, scale, *_ = some[0]
+        _, _, lr, shrink, mu, buffer, *_ = some[0]
         reach = _sizes([move.direction for move in some])
-        if scale is not None:
-            reach = scale.to(reach.device) * reach
         if buffer is not None:
             reach = reach + mu * _sizes([m.buffer for m in some if m.buffer is not None])
         reach = abs(shrink) * _sizes([move.p for move in some]) + lr * reach
