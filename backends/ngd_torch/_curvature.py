@@ -322,7 +322,7 @@ class Curvature:
         self.rows[name] = rows
 
     def _intact(self) -> dict[LayerSpec, LayerRecord]:
-        """Records of layers whose gradient is still what their rows made."""
+        """Find layers whose gradient is still what their rows made, and give these as records."""
         return {
             layer.spec: rows.record()
             for layer in self.layers

@@ -33,9 +33,16 @@ def _within(x: Array, limit: float, *, axis: tuple[int, ...] | None = None, xp: 
     return (torch.amin(x, axis) >= -limit) & (torch.amax(x, axis) <= limit)
 
 
-NATIVE = Ops(spd_inverse=_spd_inverse, cond=EAGER.cond, select=_select, within=_within)
+def _blend(old: Array, new: Array, share: Array, *, xp: Namespace) -> Array:
+    return torch.lerp(old, new, share)
+
+
+NATIVE = Ops(
+    spd_inverse=_spd_inverse, cond=EAGER.cond, select=_select, within=_within, blend=_blend
+)
 """``cholesky_ex`` and ``cholesky_inverse``, without a host synchronisation of their own; a look at
-a single condition in place of ``where``, which goes through all numbers, where that waits for none.
+a single condition in place of ``where``, which goes through all numbers, where that waits for none; one pass
+for an average.
 
 ``cond`` looks at its condition, so this table is for eager execution; under ``torch.compile`` use
 `ngd_core.inversion.PURE`.

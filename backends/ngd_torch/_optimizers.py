@@ -486,7 +486,7 @@ class EKFAC(NaturalGradient):
 
     def __init__(self, model: nn.Module, lr: float, **options: Unpack[Options]) -> None:
         settings: Options = {"kl_clip": 1e-3, **options}
-        super().__init__(model, ngd_core.EKFAC(), lr, **settings)
+        super().__init__(model, ngd_core.EKFAC(ops=NATIVE), lr, **settings)
 
 
 class SNGD(NaturalGradient):

@@ -1,9 +1,9 @@
 """The rows of which a weight's gradient is the product, as the backward pass uses them.
 
-PyTorch makes a linear layer's gradient as ``g^T x``, and that very memory becomes ``weight.grad`` if
-nothing is added to it. So a gradient is known to be the product of the rows kept beside it as long
-as it lies where it was made and was not written to since, which PyTorch counts. Nothing of the
-graph is changed.
+PyTorch makes a linear layer's gradient as ``g^T x``, and that very memory becomes ``weight.grad``
+if nothing is added to it. So a gradient is known to be the product of the rows kept beside it as
+long as it lies where it was made and was not written to since, which PyTorch counts. Nothing of
+the graph is changed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
 
@@ -15,6 +17,7 @@ def average(
     count: Scalar,
     decay: Scalar,
     *,
+    blend: Callable[..., Array] | None = None,
     xp: Namespace | None = None,
 ) -> tuple[Array, Array]:
     """Fold a batch mean into a bias-corrected exponential moving average.
@@ -36,6 +39,8 @@ def average(
         Examples in the new batch, or what they weigh.
     decay : float or array of shape ()
         Weight kept by everything older, in [0, 1]; the papers' ``epsilon`` or ``beta``.
+    blend : callable, optional
+        As `ngd_core.inversion.Ops` has it, for a library's own; the formula above if not given.
     xp : namespace, optional
         Array namespace; found from the arrays if not given.
 
@@ -62,5 +67,4 @@ def average(
     count = _xp.scalar(count, like=weight, xp=xp)
     total = weight * _xp.scalar(decay, like=weight, xp=xp) + count
     share = _xp.astype(count / total, mean.dtype, xp=xp)
-    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
-    return (1 - share) * mean + share * batch, total
+    return (_xp.blend if blend is None else blend)(mean, batch, share, xp=xp), total

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ngd_core import _xp
 from ngd_core._typing import Array, DType, Namespace
 from ngd_core.inversion import triangular
 
@@ -61,6 +62,9 @@ class Ops:
     within : callable
         ``within(x, limit, *, axis=None, xp)``: whether all magnitudes along the axes, or all there
         are, are at most `limit`; NaN is not.
+    blend : callable
+        ``blend(old, new, share, *, xp)``: ``(1 - share) old + share new``, the share a 0-d array
+        in [0, 1]; not finite where an operand is not, but for one with a share of 0.
     warm : bool
         Whether `spd_inverse` also takes the keyword ``start``, the last inverse or the identity.
     """
@@ -69,6 +73,7 @@ class Ops:
     cond: Callable[..., Any] = _cond_pure
     select: Callable[..., Array] = _select_pure
     within: Callable[..., Array] = _within_pure
+    blend: Callable[..., Array] = _xp.blend
     warm: bool = False
 
 

@@ -92,7 +92,7 @@ def folded(
     new = {}
     for name, mean in batch.items():
         new[name], new["weight"] = average(
-            getattr(layer, name), layer.weight, mean, count, decay, xp=xp
+            getattr(layer, name), layer.weight, mean, count, decay, blend=ops.blend, xp=xp
         )
     ok = xp.isfinite(new["weight"])
     for x in new.values():

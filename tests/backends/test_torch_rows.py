@@ -1,4 +1,4 @@
-"""K-FAC from the rows of a backward pass: steps as ever, and the usual way where anything differs."""
+"""K-FAC from the rows of a backward pass: steps as ever, the usual way where anything differs."""
 
 import gc
 import weakref
