@@ -41,8 +41,8 @@ NATIVE = Ops(
     spd_inverse=_spd_inverse, cond=EAGER.cond, select=_select, within=_within, blend=_blend
 )
 """``cholesky_ex`` and ``cholesky_inverse``, without a host synchronisation of their own; a look at
-a single condition in place of ``where``, which goes through all numbers, where that waits for none; one pass
-for an average.
+a single condition in place of ``where``, which goes through all numbers, where that waits for
+none; an average in one pass.
 
 ``cond`` looks at its condition, so this table is for eager execution; under ``torch.compile`` use
 `ngd_core.inversion.PURE`.

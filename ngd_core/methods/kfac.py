@@ -353,7 +353,8 @@ class KFAC:
             good = layer.inverse.good
             u, factored = self._applied(spec, layer, grad, records.get(spec), xp=xp)
             codes = [_xp.full(good.shape, c, like=layer.rejected, xp=xp) for c in (OK, IDENTITY)]
-            directions[spec], info = guarded(u, grad, xp.where(good, *codes), ops=self.ops, xp=xp)
+            code = self.ops.select(good, *codes, xp=xp)
+            directions[spec], info = guarded(u, grad, code, ops=self.ops, xp=xp)
             infos[spec] = info._replace(measures=info.measures | factored)
         return directions, infos
 

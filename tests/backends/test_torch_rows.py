@@ -114,6 +114,12 @@ def clipped(model, optimizer):
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
 
 
+def scaled_by_next_to_nothing(model, optimizer):
+    backward(model, optimizer, 9)
+    for p in model.parameters():
+        p.grad.mul_(1 - 1e-14)
+
+
 def clipped_out_of_sight(model, optimizer):
     backward(model, optimizer, 9)
     for p in model.parameters():
@@ -158,6 +164,7 @@ def hooked(model, optimizer):
 
 CHANGES = {
     clipped: {"wide": 0, "plain": 0},
+    scaled_by_next_to_nothing: {"wide": 0, "plain": 0},
     clipped_out_of_sight: {"wide": 0, "plain": 0},
     penalised: {"wide": 0, "plain": 0},
     accumulated: {"wide": 0, "plain": 0},
@@ -185,19 +192,32 @@ def test_a_gradient_that_is_no_longer_the_product_goes_the_usual_way(change):
 
 
 def test_a_step_that_was_given_up_leaves_no_rows_to_the_next():
-    model, optimizer = made(factored_gradient=True)
-    backward(model, optimizer, 0)
+    trained = []
+    for factored in (True, False):
+        model, optimizer = made(factored_gradient=factored)
+        backward(model, optimizer, 0)
+        optimizer.step()
+        backward(model, optimizer, 1)
+        backward(model, optimizer, 2)
+        optimizer.step()
+        if factored:
+            assert used(optimizer) == FROM_ROWS
+        trained.append(flat(model).numpy())
+    assert_close(*trained, size=1000, kappa=1e4)
+
+
+def test_a_shared_weight_goes_the_usual_way():
+    """One pass through either module alone could have made the gradient, but the layer is both."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"one": nn.Linear(24, 20), "other": nn.Linear(24, 20)}).double()
+    model["other"].weight = model["one"].weight
+    model["other"].bias = model["one"].bias
+    model.forward = lambda x: model["one"](x)
+    optimizer = ngd_torch.KFAC(model, 0.1, factored_gradient=True)
+    x, y = batch(0)
+    functional.cross_entropy(model(x[:, 0]), y).backward()
     optimizer.step()
-    backward(model, optimizer, 1)
-    backward(model, optimizer, 2)
-    optimizer.step()
-    twin, other = made()
-    for k in (0, 2):
-        backward(twin, other, k)
-        if k == 2:
-            other.curvature.capture.generators = {}
-        other.step()
-    assert used(optimizer) == FROM_ROWS
+    assert set(used(optimizer).values()) == {0}
 
 
 def test_batches_with_more_rows_than_pay_go_the_usual_way():

@@ -119,6 +119,19 @@ def test_numbers_of_any_size_give_the_usual_direction(scale):
         assert_close(found[spec] / scale, usual[spec] / scale, dtype="float32", size=20, kappa=50)
 
 
+def test_numbers_too_large_to_compare_go_the_usual_way():
+    """The square of a gradient overflows, though not its direction's; so nothing is compared."""
+    r = rng(0)
+    statistics, given = batch(r, 30), batch(r, 2)
+    given = {
+        spec: LayerRecord(record.a.astype("float32"), (1e25 * record.g).astype("float32"))
+        for spec, record in given.items()
+    }
+    grads = {spec: product(spec, record).astype("float32") for spec, record in given.items()}
+    _, info = directed(METHODS["eager"], statistics, grads, given, xp=None)
+    assert all(info[spec].measures["factored"] == 0 for spec in SPECS)
+
+
 @pytest.mark.parametrize("case", ["of another dtype", "several vectors", "more rows than pay"])
 def test_records_that_cannot_give_the_direction_are_left_aside(case):
     r = rng(0)
