@@ -42,6 +42,10 @@ def _select_pure(pred: Array, x: Array, other: Array, *, xp: Namespace) -> Array
     return xp.where(pred, x, other)
 
 
+def _blend_pure(old: Array, new: Array, share: Array, *, xp: Namespace) -> Array:
+    return _xp.blend(old, new, share, xp=xp)
+
+
 @dataclass(frozen=True)
 class Ops:
     """Replaceable operations.
@@ -73,7 +77,7 @@ class Ops:
     cond: Callable[..., Any] = _cond_pure
     select: Callable[..., Array] = _select_pure
     within: Callable[..., Array] = _within_pure
-    blend: Callable[..., Array] = _xp.blend
+    blend: Callable[..., Array] = _blend_pure
     warm: bool = False
 
 

@@ -7,6 +7,7 @@ import ngd_torch
 import pytest
 import torch
 from backends.torch_cases import flat
+from ngd_torch import _ranks
 from torch import nn
 from torch.nn import functional
 
@@ -286,3 +287,9 @@ def test_a_method_of_the_core_is_taken_as_well():
 def test_the_split_exact_is_refused():
     with pytest.raises(ValueError, match="whose inverse is no product of two"):
         made(factored_gradient=True, damping_split="exact")
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(_ranks, "group_of", lambda _: _ranks.Group(None, 0, 2))
+    with pytest.raises(ValueError, match="no product of one's rows"):
+        made(factored_gradient=True)
