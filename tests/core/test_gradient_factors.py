@@ -34,23 +34,18 @@ def product(spec, record):
     return g.T @ a / len(record.a)
 
 
-def directed(method, records, grads, given, *, xp):
+HYPER = Hyper(0.1)
+
+
+def learnt(method, records):
+    """State with the statistics of some records."""
+    state = method.init(SPECS, records[FC].a)
+    return method.refresh(method.accumulate(state, records, HYPER), HYPER)[0]
+
+
+def directed(method, records, grads, given):
     """Directions with the statistics of some records and the rows of others."""
-    hyper = Hyper(0.1)
-    state = method.init(SPECS, next(iter(grads.values())), xp=xp)
-    state = method.accumulate(state, records, hyper, xp=xp)
-    state, _ = method.refresh(state, hyper, xp=xp)
-    return method.direction(state, grads, given, hyper, xp=xp)
-
-
-def both(backend, method, records, grads, given, dtype):
-    directions, info = backend.call(
-        lambda *args, xp: directed(method, *args, xp=xp),
-        backend.tree(records, dtype),
-        backend.tree(grads, dtype),
-        backend.tree(given, dtype),
-    )
-    return backend.numpy(directions), backend.numpy(info)
+    return method.direction(learnt(method, records), grads, given, HYPER)
 
 
 @law(seed=seeds, n=st.sampled_from([1, 2]), own_bias=st.booleans(), dtype=dtypes)
@@ -64,7 +59,12 @@ def test_the_direction_from_rows_is_the_dense_damped_solve(backend, seed, n, own
     grads = {spec: product(spec, record) for spec, record in given.items()}
     if own_bias:
         grads[FC][:, -1] = r.standard_normal(8)
-    directions, info = both(backend, METHODS["pure"], statistics, grads, given, dtype)
+    method = METHODS["pure"]
+    found = backend.call(
+        lambda *args, xp: method.direction(*args, HYPER, xp=xp),
+        *(backend.tree(tree, dtype) for tree in (learnt(method, statistics), grads, given)),
+    )
+    directions, info = map(backend.numpy, found)
     for spec in SPECS:
         A, G = factors.kronecker_factors(spec, statistics[spec])
         kappa = np.linalg.cond(reference.damped(A, G, 0.1, "pi"))
@@ -93,8 +93,8 @@ def test_a_gradient_that_is_no_product_goes_the_usual_way(change, ops):
         r = rng(seed)
         statistics, given = batch(r, 30), batch(r, 2)
         grads = {s: CHANGES[change](product(s, record), r) for s, record in given.items()}
-        found, info = directed(METHODS[ops], statistics, grads, given, xp=None)
-        usual, plain = directed(KFAC(ops=METHODS[ops].ops), statistics, grads, {}, xp=None)
+        found, info = directed(METHODS[ops], statistics, grads, given)
+        usual, plain = directed(KFAC(ops=METHODS[ops].ops), statistics, grads, {})
         for spec in SPECS:
             assert info[spec].measures["factored"] == 0
             assert info[spec].code == plain[spec].code
@@ -113,8 +113,8 @@ def test_numbers_of_any_size_give_the_usual_direction(scale):
         s: LayerRecord(*(x.astype("float32") for x in rec[:2])) for s, rec in statistics.items()
     }
     grads = {spec: product(spec, record).astype("float32") for spec, record in given.items()}
-    found, _ = directed(METHODS["eager"], statistics, grads, given, xp=None)
-    usual, _ = directed(KFAC(), statistics, grads, {}, xp=None)
+    found, _ = directed(METHODS["eager"], statistics, grads, given)
+    usual, _ = directed(KFAC(), statistics, grads, {})
     for spec in SPECS:
         assert_close(found[spec] / scale, usual[spec] / scale, dtype="float32", size=20, kappa=50)
 
@@ -128,7 +128,7 @@ def test_numbers_too_large_to_compare_go_the_usual_way():
         for spec, record in given.items()
     }
     grads = {spec: product(spec, record).astype("float32") for spec, record in given.items()}
-    _, info = directed(METHODS["eager"], statistics, grads, given, xp=None)
+    _, info = directed(METHODS["eager"], statistics, grads, given)
     assert all(info[spec].measures["factored"] == 0 for spec in SPECS)
 
 
@@ -143,8 +143,8 @@ def test_records_that_cannot_give_the_direction_are_left_aside(case):
         }
     if case == "several vectors":
         given = {spec: record._replace(g=record.g[None]) for spec, record in given.items()}
-    found, info = directed(METHODS["eager"], statistics, grads, given, xp=None)
-    usual, plain = directed(KFAC(ops=EAGER), statistics, grads, {}, xp=None)
+    found, info = directed(METHODS["eager"], statistics, grads, given)
+    usual, plain = directed(KFAC(ops=EAGER), statistics, grads, {})
     for spec in SPECS:
         assert np.array_equal(found[spec], usual[spec])
         assert info[spec].measures["factored"] == 0
