@@ -8,6 +8,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from jupyter_client.connect import ConnectionFileMixin
 from numpydoc.xref import DEFAULT_LINKS
 from sphinx.util import logging
 
@@ -21,7 +22,7 @@ project_copyright = f"2026, {author}"
 release = _version("ngd-core")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -30,6 +31,9 @@ extensions = [
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+ConnectionFileMixin.transport.default_value = "ipc"  # kernels of the pages with cells open no port
 exclude_patterns = ["_build", "benchmarks", "templates"]
 templates_path = ["templates"]
 default_role = "code"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from ngd_core import _checks
-from ngd_core._typing import Array, Scalar
+from ngd_core._typing import Array, Namespace, Scalar
 
 __all__ = [
     "CODE_MEANING",
@@ -385,20 +385,30 @@ Layers: TypeAlias = Mapping[LayerSpec, Any]
 class Method(Protocol):
     """A natural-gradient method: static options and four pure functions over layers.
 
-    Its ``kinds`` are those of `LayerSpec` that it takes.
+    Its ``kinds`` are those of `LayerSpec` that it takes. `xp` is the array namespace to compute
+    with, found from the arrays if it is None.
     """
 
     kinds: ClassVar[tuple[str, ...]]
 
-    def init(self, specs: Iterable[LayerSpec], like: Array) -> Any:
+    def init(self, specs: Iterable[LayerSpec], like: Array, *, xp: Namespace | None = None) -> Any:
         """State before any statistics; dtype and device follow `like`."""
         ...
 
-    def accumulate(self, state: Any, records: Mapping[LayerSpec, LayerRecord], hyper: Hyper) -> Any:
+    def accumulate(
+        self,
+        state: Any,
+        records: Mapping[LayerSpec, LayerRecord],
+        hyper: Hyper,
+        *,
+        xp: Namespace | None = None,
+    ) -> Any:
         """Fold a batch into the statistics; cheap."""
         ...
 
-    def refresh(self, state: Any, hyper: Hyper) -> tuple[Any, dict[LayerSpec, Info]]:
+    def refresh(
+        self, state: Any, hyper: Hyper, *, xp: Namespace | None = None
+    ) -> tuple[Any, dict[LayerSpec, Info]]:
         """Factorise and invert; dear, called every so many steps."""
         ...
 
@@ -408,6 +418,8 @@ class Method(Protocol):
         grads: Mapping[LayerSpec, Array],
         records: Mapping[LayerSpec, LayerRecord],
         hyper: Hyper,
+        *,
+        xp: Namespace | None = None,
     ) -> tuple[dict[LayerSpec, Array], dict[LayerSpec, Info]]:
         """Preconditioned gradients, one ``[W b]`` block a layer."""
         ...

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ngd_core import Hyper, Method
 from ngd_core.methods.dealt import dealt
+from ngd_jax._stacks import NUMPY
 
 __all__ = ["refreshed"]
 
@@ -37,14 +38,14 @@ def refreshed(method: Method, state: Any, hyper: Hyper, mesh: Mesh | None) -> An
         State.
     """
     if mesh is None:
-        return method.refresh(state, hyper)[0]
+        return method.refresh(state, hyper, xp=NUMPY)[0]
     specs, names = list(state.layers), tuple(mesh.axis_names)
     whose = dealt(specs, mesh.size)
 
     def some(mine: Sequence[int], layers: Sequence[Any]) -> list[Any]:
         """Layers of which those that are mine are new."""
         part = type(state)({specs[k]: layers[k] for k in mine})
-        new = method.refresh(part, hyper)[0].layers if mine else {}
+        new = method.refresh(part, hyper, xp=NUMPY)[0].layers if mine else {}
         return [new.get(spec, layer) for spec, layer in zip(specs, layers, strict=True)]
 
     def on_each(layers: list[Any]) -> list[Any]:

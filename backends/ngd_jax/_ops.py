@@ -11,13 +11,19 @@ import jax.scipy.linalg as jsl
 
 from ngd_core._typing import Array, Namespace
 from ngd_core.inversion import Ops
+from ngd_jax._stacks import one_by_one
 
 __all__ = ["NATIVE"]
 
 
-def _spd_inverse(m: Array, *, xp: Namespace) -> Array:
+@one_by_one
+def _cho_inverse(m: Array) -> Array:
     identity = jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
     return jsl.cho_solve((jnp.linalg.cholesky(m), True), identity)
+
+
+def _spd_inverse(m: Array, *, xp: Namespace) -> Array:
+    return _cho_inverse(m)
 
 
 def _cond(pred: Array, true: Callable[[], Any], false: Callable[[], Any], *, xp: Namespace) -> Any:

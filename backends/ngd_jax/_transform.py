@@ -28,6 +28,7 @@ from ngd_jax._dealt import refreshed
 from ngd_jax._layers import Layer, leaves_of
 from ngd_jax._placed import placed
 from ngd_jax._report import Report
+from ngd_jax._stacks import NUMPY
 
 __all__ = ["PreconditionState", "by_path", "chosen_layers", "precondition", "rekeyed"]
 
@@ -163,7 +164,7 @@ def precondition(
         curvature = _learn(method, curvature, found, hyper, state.count, which)
         blocks = {layer.spec: layer.block(leaves) for layer in chosen}
         weighted = found if fngd and not callable(found) else {}
-        directions, info = method.direction(curvature, blocks, weighted, hyper, **which)
+        directions, info = method.direction(curvature, blocks, weighted, hyper, xp=NUMPY, **which)
         if kl_clip is not None:
             rate = _value(learning_rate, state.count)
             scale = step.kl_clip_scale(info, rate, kl_clip)
@@ -194,15 +195,15 @@ def precondition(
             if method.refresh_epochs is not None:
                 recording = epoch % method.refresh_epochs == 0
             closing = (place == 0) & (count > 0)
-            named = when(closing, lambda c: _named(method.refresh(c, hyper)[0]), named)
-            learnt = partial(method.accumulate, records=found, hyper=hyper, **which)
+            named = when(closing, lambda c: _named(method.refresh(c, hyper, xp=NUMPY)[0]), named)
+            learnt = partial(method.accumulate, records=found, hyper=hyper, xp=NUMPY, **which)
             named = when(recording, lambda c: _named(learnt(c)), named)
             return rekeyed(named, specs)
         if found:
 
             def accumulated(c: Any) -> Any:
                 now = _found(found(), specs, fngd) if callable(found) else found
-                return _named(method.accumulate(c, now, hyper))
+                return _named(method.accumulate(c, now, hyper, xp=NUMPY))
 
             named = when(count % factor_every == 0, accumulated, named)
         due = count % inverse_every == 0

@@ -180,7 +180,7 @@ class Curvature:
         self.waiting: dict[LayerSpec, list[LayerRecord]] = {}
         self.records: dict[LayerSpec, LayerRecord] = {}
         self.rows: dict[str, Rows] = {}
-        self.sizes: dict[str, tuple[float, int, int]] = {}
+        self.sizes: dict[str, tuple[float, int | tuple[int, int], int]] = {}
         self.info: dict[LayerSpec, Info] = {}
         if weighted_backward:
             self._check_weighted(loss_reduction, loss_scale)
@@ -405,7 +405,11 @@ class Curvature:
         """Note examples, positions and vectors of a step's batch, which may come in parts."""
         vectors = record.g.shape[0] if factors.several_vectors(spec, record) else 1
         examples = record.a.shape[0]
-        positions = record.g.numel() // (vectors * examples * spec.out_features)
+        positions: int | tuple[int, int]
+        if record.a.ndim == 4 and spec.kind == "conv2d":
+            positions = record.g.shape[-2], record.g.shape[-1]
+        else:
+            positions = record.g.numel() // (vectors * examples * spec.out_features)
         further = spec.name in self.seen and not isinstance(self.method, FNGD)
         before = self.sizes[spec.name][0] if further else 0.0
         self.sizes[spec.name] = before + share * examples, positions, round(vectors / share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -208,14 +209,14 @@ def report(curvature: Curvature, momentum: int = 0) -> Report:
 
 
 def _cost(curvature: Curvature, spec: Any) -> dict[str, Any]:
-    method, batch = curvature.method, curvature.sizes.get(spec.name)
+    method, seen = curvature.method, curvature.sizes.get(spec.name)
     if isinstance(method, KFAC) and not can_keep(curvature.by_name[spec.name]):
         method = replace(method, factored_gradient=False)
-    if batch is not None:
-        batch = (round(batch[0]), *batch[1:])
     full = method.batch_size if isinstance(method, FNGD) else None
-    examples, positions, vectors = batch or (full or 1, 1, 1)
-    cost = layer_cost(method, spec, examples=examples, positions=positions, vectors=vectors)
+    number, shape, vectors = seen or (full or 1, 1, 1)
+    examples, positions = round(number), shape if isinstance(shape, int) else math.prod(shape)
+    batch = None if seen is None else (examples, positions, vectors)
+    cost = layer_cost(method, spec, examples=examples, positions=shape, vectors=vectors)
     if cost is None:
         return {"step": None, "row": None, "own": None, "batch": batch}
     further = 0.0 if curvature.capture.fisher == "empirical" else vectors * cost.own / 3

@@ -31,17 +31,22 @@ from __future__ import annotations
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, DType, Namespace
+from ngd_core.factors.lags import image_moment
 from ngd_core.factors.moment import second_moment
+from ngd_core.factors.patches import mean_patches
 from ngd_core.factors.per_example import per_example_gradients
-from ngd_core.factors.sharing import Rows, rows, token_rows
+from ngd_core.factors.records import check_record
+from ngd_core.factors.sharing import Rows, gradient_rows, rows, token_rows, working_dtype
 from ngd_core.factors.tied import product_of_marginals
 from ngd_core.types import LayerRecord, LayerSpec
 
 __all__ = [
     "factor_shapes",
     "input_factor",
+    "input_moment",
     "kronecker_factors",
     "output_factor",
+    "output_moment",
     "token_frequencies",
 ]
 
@@ -135,10 +140,9 @@ def kronecker_factors(
         if record.tied is None:
             return A, G
         return product_of_marginals((A, G), _as_output(spec, record.tied, A, xp=xp), xp=xp)
-    canonical = rows(spec, record, dtype=dtype, xp=xp)
     return (
-        input_factor(canonical, bias=spec.bias, sharing=spec.sharing, xp=xp),
-        output_factor(canonical, sharing=spec.sharing, xp=xp),
+        input_moment(spec, record, dtype=dtype, xp=xp),
+        output_moment(spec, record, dtype=dtype, xp=xp),
     )
 
 
@@ -154,6 +158,106 @@ def _as_output(
     n = canonical.x.shape[0]
     diagonal = xp.sum(canonical.y**2, axis=(0, 1, 2)) / n
     return diagonal, input_factor(canonical, bias=False, sharing="expand", xp=xp)
+
+
+def input_moment(
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    sharing: str | None = None,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
+) -> Array:
+    """Input factor A of a record, without all rows that a convolution's kernel reads.
+
+    The same as `input_factor` of `rows`, which take ``kh kw`` times the memory of an image; see
+    `ngd_core.factors.lags`.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        Layer.
+    record : LayerRecord
+        Inputs; of the gradients only dtype and shape are looked at.
+    sharing : "expand", "reduce" or None
+        Row of the module's table; ``spec.sharing`` if not given.
+    dtype : dtype, optional
+        Of the factor, to which inputs are cast first; the record's own if not given. At least
+        float32 either way.
+    xp : namespace, optional
+        Array namespace; found from the record if not given.
+
+    Returns
+    -------
+    array, shape (*stack, columns, columns)
+        Factor A; also for an embedding a matrix, of rows made one-hot.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ngd_core.factors.rows`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import Conv2dGeometry, LayerRecord, LayerSpec
+    >>> spec = LayerSpec("conv", "conv2d", 2, 4, geometry=Conv2dGeometry(3))
+    >>> record = LayerRecord(np.ones((5, 2, 4, 4)), np.ones((5, 4, 2, 2)))
+    >>> input_moment(spec, record).shape
+    (19, 19)
+    """
+    xp = check_record(spec, record, xp=xp)
+    sharing = spec.sharing if sharing is None else sharing
+    if spec.geometry is None or record.a.ndim == 3:
+        canonical = rows(spec, record, dtype=dtype, xp=xp)
+        return input_factor(canonical, bias=spec.bias, sharing=sharing, xp=xp)
+    a = _xp.astype(record.a, working_dtype(record, dtype, xp=xp), xp=xp)
+    if sharing == "reduce":
+        means = mean_patches(a, spec.geometry, xp=xp)
+        return second_moment(means, a.shape[0], bias=spec.bias, xp=xp)
+    return image_moment(a, spec.geometry, bias=spec.bias, xp=xp)
+
+
+def output_moment(
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
+) -> Array:
+    """Output factor G of a record, without the rows of its inputs.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        Layer, no embedding; ``spec.sharing`` chooses the row of the module's table.
+    record : LayerRecord
+        Gradients; of the inputs only dtype and shape are looked at.
+    dtype : dtype, optional
+        As for `input_moment`.
+    xp : namespace, optional
+        Array namespace; found from the record if not given.
+
+    Returns
+    -------
+    array, shape (*stack, rows, rows)
+        As `output_factor` of `rows`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ngd_core.factors.rows`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import LayerRecord, LayerSpec
+    >>> record = LayerRecord(np.ones((4, 1)), np.asarray([[2.0], [0.0], [2.0], [0.0]]))
+    >>> output_moment(LayerSpec("fc", "dense", 1, 1), record)
+    array([[2.]])
+    """
+    xp = check_record(spec, record, xp=xp)
+    return _of_gradients(gradient_rows(spec, record, dtype=dtype, xp=xp), spec.sharing, xp=xp)
 
 
 def input_factor(canonical: Rows, *, bias: bool, sharing: str, xp: Namespace) -> Array:
@@ -213,7 +317,10 @@ def output_factor(canonical: Rows, *, sharing: str, xp: Namespace) -> Array:
     >>> output_factor(canonical, sharing="reduce", xp=np)[0, 0]
     np.float64(4.0)
     """
-    y = canonical.y
+    return _of_gradients(canonical.y, sharing, xp=xp)
+
+
+def _of_gradients(y: Array, sharing: str, *, xp: Namespace) -> Array:
     if sharing == "reduce":
         y = xp.sum(y, axis=-2, keepdims=True)
     *stack, m, n, t, outputs = y.shape

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors.kronecker import input_factor
+from ngd_core.factors.kronecker import input_moment
 from ngd_core.factors.records import several_vectors
 from ngd_core.factors.sharing import rows
 from ngd_core.types import LayerRecord, LayerSpec
@@ -67,7 +67,7 @@ def linear_fisher(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None 
            [2., 1.]])
     """
     xp = _checks.common_namespace(xp, a=record.a, g=record.g)
-    return input_factor(rows(spec, record, xp=xp), bias=spec.bias, sharing="expand", xp=xp)
+    return input_moment(spec, record, sharing="expand", xp=xp)
 
 
 def relu_fisher(spec: LayerSpec, record: LayerRecord, *, xp: Namespace | None = None) -> Array:

@@ -12,12 +12,32 @@ from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.types import Conv2dGeometry
 
-__all__ = ["fold", "fold_windows", "patches", "windows"]
+__all__ = ["fold", "fold_windows", "mean_patches", "patches", "tap_slices", "windows"]
 
 
-def _tap_slices(
+def tap_slices(
     geometry: Conv2dGeometry, out_height: int, out_width: int
 ) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the padded input that each tap reads, taps in row-major order.
+
+    Parameters
+    ----------
+    geometry : Conv2dGeometry
+        Kernel.
+    out_height, out_width : int
+        Size of the output.
+
+    Yields
+    ------
+    pair of slice
+        One for each tap.
+
+    Examples
+    --------
+    >>> from ngd_core import Conv2dGeometry
+    >>> list(tap_slices(Conv2dGeometry((1, 2), stride=3), 4, 1))
+    [(slice(0, 10, 3), slice(0, 1, 3)), (slice(0, 10, 3), slice(1, 2, 3))]
+    """
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel_size, geometry.stride, geometry.dilation
     for i in range(kh):
         rows = slice(i * dh, i * dh + (out_height - 1) * sh + 1, sh)
@@ -53,9 +73,7 @@ def windows(x: Array, geometry: Conv2dGeometry, *, xp: Namespace) -> Array:
     out = geometry.output_size(height, width)
     none = ((0, 0),) * (x.ndim - 2)
     padded = _xp.pad(x, (*none, *geometry.pads(height, width)), xp=xp)
-    return xp.stack(
-        [padded[..., rows, cols] for rows, cols in _tap_slices(geometry, *out)], axis=-3
-    )
+    return xp.stack([padded[..., rows, cols] for rows, cols in tap_slices(geometry, *out)], axis=-3)
 
 
 def fold_windows(
@@ -91,7 +109,7 @@ def fold_windows(
     shape = (*w.shape[:-3], height + top + bottom, width + left + right)
     x = _xp.zeros(shape, like=w, xp=xp)
     out = geometry.output_size(height, width)
-    for tap, (rows, cols) in enumerate(_tap_slices(geometry, *out)):
+    for tap, (rows, cols) in enumerate(tap_slices(geometry, *out)):
         x = _xp.add_at(x, (..., rows, cols), w[..., tap, :, :])
     return x[..., top : top + height, left : left + width]
 
@@ -191,3 +209,41 @@ def fold(p: Array, geometry: Conv2dGeometry, height: int, width: int, *, xp: Nam
     channels = groups * (p.shape[-1] // taps)
     shape = (*lead, channels, taps, *geometry.output_size(height, width))
     return fold_windows(xp.reshape(q, shape), geometry, height, width, xp=xp)
+
+
+def mean_patches(x: Array, geometry: Conv2dGeometry, *, xp: Namespace) -> Array:
+    """Mean over positions of what `patches` returns, without gathering it.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        Input.
+    geometry : Conv2dGeometry
+        As for `patches`.
+    xp : namespace
+        Of `x`.
+
+    Returns
+    -------
+    array, shape (N, C * kh * kw) or (groups, N, C / groups * kh * kw)
+        Dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        If the dilated kernel is larger than the padded input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import Conv2dGeometry
+    >>> x = np.reshape(np.arange(9.0), (1, 1, 3, 3))
+    >>> mean_patches(x, Conv2dGeometry(2), xp=np)
+    array([[2., 3., 5., 6.]])
+    """
+    n, (height, width) = x.shape[0], x.shape[2:]
+    padded = _xp.pad(x, ((0, 0), (0, 0), *geometry.pads(height, width)), xp=xp)
+    slices = tap_slices(geometry, *geometry.output_size(height, width))
+    means = [xp.mean(padded[..., rows, cols], axis=(-2, -1)) for rows, cols in slices]
+    found = xp.reshape(xp.stack(means, axis=-1), (n, geometry.groups, -1))
+    return xp.permute_dims(found, (1, 0, 2)) if geometry.groups > 1 else found[:, 0, :]

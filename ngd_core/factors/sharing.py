@@ -17,7 +17,7 @@ from ngd_core.factors.patches import patches
 from ngd_core.factors.records import check_record, several_vectors
 from ngd_core.types import LayerRecord, LayerSpec
 
-__all__ = ["Rows", "join", "rows", "split", "token_rows"]
+__all__ = ["Rows", "gradient_rows", "join", "rows", "split", "token_rows", "working_dtype"]
 
 
 class Rows(NamedTuple):
@@ -85,29 +85,101 @@ def rows(
         known = _xp.arange(spec.in_features, like=tokens, xp=xp)
         looked_up = Rows(_xp.astype(tokens[..., None] == known, y.dtype, xp=xp), y)
         return looked_up if record.tied is None else _tied_rows(looked_up, record.tied, xp=xp)
-    a, g = record.a, record.g
-    dtype = _xp.working(xp.result_type(a, g) if dtype is None else dtype, xp=xp)
-    a, g = _xp.astype(a, dtype, xp=xp), _xp.astype(g, dtype, xp=xp)
+    a = _xp.astype(record.a, working_dtype(record, dtype, xp=xp), xp=xp)
+    y = _gradients(spec, record, a.dtype, xp=xp)
+    if spec.geometry is None:
+        x = xp.reshape(a, (a.shape[0], -1, spec.in_features))
+        return Rows(x if spec.kind == "dense" else xp.permute_dims(x, (2, 0, 1))[..., None], y)
+    if a.ndim == 4:
+        return Rows(patches(a, spec.geometry, xp=xp), y)
+    x = xp.reshape(a, (*a.shape[:-1], spec.groups, -1))
+    return Rows(xp.permute_dims(x, (2, 0, 1, 3)) if spec.stack else x[..., 0, :], y)
+
+
+def gradient_rows(
+    spec: LayerSpec,
+    record: LayerRecord,
+    *,
+    dtype: DType | None = None,
+    xp: Namespace | None = None,
+) -> Array:
+    """Bring a record's gradients to the canonical layout; nothing is done with its inputs.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        Layer, no embedding.
+    record : LayerRecord
+        Its inputs and per-example output gradients.
+    dtype : dtype, optional
+        Of the result; the record's own if not given. At least float32 either way.
+    xp : namespace, optional
+        Array namespace; found from the record if not given.
+
+    Returns
+    -------
+    array, shape (*stack, M, N, T, outputs)
+        As ``rows(...).y``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rows`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import LayerRecord, LayerSpec
+    >>> record = LayerRecord(a=np.ones((4, 7, 3)), g=np.ones((4, 7, 2)))
+    >>> gradient_rows(LayerSpec("fc", "dense", 3, 2), record).shape
+    (1, 4, 7, 2)
+    """
+    xp = check_record(spec, record, xp=xp)
+    return _gradients(spec, record, working_dtype(record, dtype, xp=xp), xp=xp)
+
+
+def working_dtype(record: LayerRecord, dtype: DType | None, *, xp: Namespace) -> DType:
+    """Dtype of a record's rows: the one asked for, or its own, and at least float32.
+
+    Parameters
+    ----------
+    record : LayerRecord
+        Floating inputs and gradients.
+    dtype : dtype or None
+        The one asked for.
+    xp : namespace
+        Of the record.
+
+    Returns
+    -------
+    dtype
+        Real floating.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ngd_core import LayerRecord
+    >>> record = LayerRecord(np.ones(1, np.float16), np.ones(1, np.float16))
+    >>> working_dtype(record, None, xp=np) is np.float32
+    True
+    """
+    return _xp.working(xp.result_type(record.a, record.g) if dtype is None else dtype, xp=xp)
+
+
+def _gradients(spec: LayerSpec, record: LayerRecord, dtype: DType, *, xp: Namespace) -> Array:
+    g = _xp.astype(record.g, dtype, xp=xp)
     if not several_vectors(spec, record):
         g = g[None, ...]
-    n, m = a.shape[0], g.shape[0]
+    m, n = g.shape[:2]
     if spec.geometry is None:
-        x = xp.reshape(a, (n, -1, spec.in_features))
         y = xp.reshape(g, (m, n, -1, spec.out_features))
-        if spec.kind == "dense":
-            return Rows(x, y)
-        return Rows(
-            xp.permute_dims(x, (2, 0, 1))[..., None], xp.permute_dims(y, (3, 0, 1, 2))[..., None]
-        )
-    if a.ndim == 3:
-        x, y = (xp.reshape(rows, (*rows.shape[:-1], spec.groups, -1)) for rows in (a, g))
-        if not spec.stack:
-            return Rows(x[..., 0, :], y[..., 0, :])
-        return Rows(xp.permute_dims(x, (2, 0, 1, 3)), xp.permute_dims(y, (3, 0, 1, 2, 4)))
-    x = patches(a, spec.geometry, xp=xp)
-    y = xp.reshape(g, (m, n, spec.groups, spec.rows, -1))
-    y = xp.permute_dims(y, (2, 0, 1, 4, 3))
-    return Rows(x, y if spec.stack else y[0, ...])
+        return y if spec.kind == "dense" else xp.permute_dims(y, (3, 0, 1, 2))[..., None]
+    if record.a.ndim == 4:
+        y = xp.reshape(g, (m, n, spec.groups, spec.rows, -1))
+        y = xp.permute_dims(y, (2, 0, 1, 4, 3))
+    else:
+        y = xp.permute_dims(xp.reshape(g, (*g.shape[:-1], spec.groups, -1)), (3, 0, 1, 2, 4))
+    return y if spec.stack else y[0, ...]
 
 
 def _tied_rows(looked_up: Rows, record: LayerRecord, *, xp: Namespace) -> Rows:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from ngd_core import _xp
 from ngd_core._typing import Array, Namespace
-from ngd_core.factors import input_factor, input_samples, output_factor, output_samples, rows
+from ngd_core.factors import (
+    gradient_rows,
+    input_moment,
+    input_samples,
+    output_moment,
+    output_samples,
+    rows,
+)
 from ngd_core.inversion import Ops, factored_damping
 from ngd_core.inversion.ops import all_finite
 from ngd_core.methods import _projected_factor as factors
@@ -146,18 +154,18 @@ def _finite(*arrays: Array, ops: Ops, xp: Namespace) -> Array:
 
 def _views(spec: LayerSpec, record: LayerRecord, *, xp: Namespace) -> tuple[View, View]:
     """One batch as A and as G see it; nothing is computed before it is called for."""
-    canonical = rows(spec, record, xp=xp)
+    canonical = cache(partial(rows, spec, record, xp=xp))
     bias, sharing = spec.bias, spec.sharing
-    n, t = canonical.x.shape[-3:-1]
+    m, n, t = gradient_rows(spec, record, xp=xp).shape[-4:-1]
     positions = t if sharing == "expand" else 1
     of_a = View(
-        full=lambda: input_factor(canonical, bias=bias, sharing=sharing, xp=xp),
-        samples=lambda: input_samples(canonical, bias=bias, sharing=sharing, xp=xp),
+        full=lambda: input_moment(spec, record, xp=xp),
+        samples=lambda: input_samples(canonical(), bias=bias, sharing=sharing, xp=xp),
         rows=n * positions,
     )
     of_g = View(
-        full=lambda: output_factor(canonical, sharing=sharing, xp=xp),
-        samples=lambda: output_samples(canonical, sharing=sharing, xp=xp),
-        rows=canonical.y.shape[-4] * n * positions,
+        full=lambda: output_moment(spec, record, xp=xp),
+        samples=lambda: output_samples(canonical(), sharing=sharing, xp=xp),
+        rows=m * n * positions,
     )
     return of_a, of_g

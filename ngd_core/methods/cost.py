@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import NamedTuple
 
-from ngd_core.factors import gram_route
+from ngd_core.factors import gram_route, image_moment_products
 from ngd_core.inversion.recursion_cost import recursion_flops, recursion_pays
 from ngd_core.methods._gradient_factors import products
 from ngd_core.methods.ekfac import EKFAC
@@ -44,7 +46,12 @@ class LayerCost(NamedTuple):
 
 
 def layer_cost(
-    method: Method, spec: LayerSpec, *, examples: int = 1, positions: int = 1, vectors: int = 1
+    method: Method,
+    spec: LayerSpec,
+    *,
+    examples: int = 1,
+    positions: int | tuple[int, int] = 1,
+    vectors: int = 1,
 ) -> LayerCost | None:
     """Estimate what a method costs one layer.
 
@@ -54,8 +61,12 @@ def layer_cost(
         One of this library's.
     spec : LayerSpec
         Layer.
-    examples, positions : int
-        Of a batch: N, and T of each example (output pixels, tokens).
+    examples : int
+        Of a batch: N.
+    positions : int or (int, int)
+        T of each example: tokens, or for a convolution whose records are images, output
+        ``(height, width)``. A single number stands for records of rows, whose input factor costs
+        more.
     vectors : int
         Back-propagated vectors of an example: M.
 
@@ -79,6 +90,7 @@ def layer_cost(
     LayerCost(statistics=18100, refresh=1000.0, direction=2000, weighting=0, own=27000)
     """
     found = None
+    t = positions if isinstance(positions, int) else prod(positions)
     if isinstance(method, KFAC):
         found = _kfac(method, spec, examples, positions, vectors)
     elif isinstance(method, EKFAC):
@@ -86,16 +98,17 @@ def layer_cost(
     elif isinstance(method, SNGD):
         found = _sngd(method, spec, examples, positions)
     elif isinstance(method, FNGD):
-        found = _fngd(spec, examples, positions)
+        found = _fngd(spec, examples, t)
     elif isinstance(method, ProjectiveKFAC):
         found = _projective(method, spec, examples, positions, vectors)
     if found is None:
         return None
-    own = 0 if spec.kind in ("embedding", "scale") else 3 * examples * positions * _map(spec)
+    own = 0 if spec.kind in ("embedding", "scale") else 3 * examples * t * _map(spec)
     return LayerCost(*found, own)
 
 
 Costs = tuple[float, float, float, float]
+Positions = int | tuple[int, int]
 
 
 def _map(spec: LayerSpec) -> int:
@@ -111,16 +124,28 @@ def _eigh(n: int) -> float:
     return 4.5 * n**3
 
 
-def _samples(spec: LayerSpec, n: int, t: int) -> int:
-    return n if spec.sharing == "reduce" else n * t
+def _number(t: Positions) -> int:
+    return t if isinstance(t, int) else prod(t)
 
 
-def _moments(spec: LayerSpec, n: int, t: int, m: int) -> float:
+def _samples(spec: LayerSpec, n: int, t: Positions) -> int:
+    return n if spec.sharing == "reduce" else n * _number(t)
+
+
+def _of_inputs(spec: LayerSpec, n: int, t: Positions) -> int:
+    """Second moment of one group's inputs."""
+    if spec.kind == "embedding":
+        return 0
+    if spec.geometry is None or isinstance(t, int) or spec.sharing == "reduce":
+        return _samples(spec, n, t) * (spec.columns - spec.bias) ** 2
+    return n * image_moment_products(spec.geometry, spec.in_features // spec.groups, *t)
+
+
+def _moments(spec: LayerSpec, n: int, t: Positions, m: int) -> float:
     c, r = spec.columns, spec.rows
     if spec.kind == "scale":
-        return spec.groups * m * n * (t + c * c)
-    of_inputs = 0 if spec.kind == "embedding" else (c - spec.bias) ** 2
-    return spec.groups * _samples(spec, n, t) * (of_inputs + m * r * r)
+        return spec.groups * m * n * (_number(t) + c * c)
+    return spec.groups * (_of_inputs(spec, n, t) + _samples(spec, n, t) * m * r * r)
 
 
 def _sides(spec: LayerSpec) -> int:
@@ -129,31 +154,37 @@ def _sides(spec: LayerSpec) -> int:
     return spec.groups * (r * r * c + (0 if spec.kind == "embedding" else r * c * c))
 
 
-def _kfac(method: KFAC, spec: LayerSpec, n: int, t: int, m: int) -> Costs:
+def _kfac(method: KFAC, spec: LayerSpec, n: int, t: Positions, m: int) -> Costs:
     exact = method.damping_split == "exact" or spec.kind == "scale"
     one = _eigh if exact else _cholesky
     inverse = one(spec.rows) + (0 if spec.kind == "embedding" else one(spec.columns))
-    apart = method.factors_gradient(spec, n * t)
-    direction, of_rows = (0, products(spec, n * t)) if apart else ((1 + exact) * _sides(spec), 0)
+    rows, direction, of_rows = n * _number(t), (1 + exact) * _sides(spec), 0
+    if method.factors_gradient(spec, rows):
+        direction, of_rows = 0, products(spec, rows)
     return _moments(spec, n, t, m), spec.groups * inverse, direction, of_rows
 
 
-def _ekfac(spec: LayerSpec, n: int, t: int, m: int) -> Costs:
+def _ekfac(spec: LayerSpec, n: int, t: Positions, m: int) -> Costs:
     c, r = spec.columns, spec.rows
-    turned = (c - spec.bias) * c + m * r * r + (r * c if t == 1 else m * r * c)
+    turned = (c - spec.bias) * c + m * r * r + (r * c if _number(t) == 1 else m * r * c)
     rebased = c**3 + r**3
     refresh = spec.groups * (_eigh(c) + _eigh(r) + rebased) + _sides(spec)
-    return _moments(spec, n, t, m) + spec.groups * n * t * turned, refresh, 2 * _sides(spec), 0
+    statistics = _moments(spec, n, t, m) + spec.groups * n * _number(t) * turned
+    return statistics, refresh, 2 * _sides(spec), 0
 
 
-def _sngd(method: SNGD, spec: LayerSpec, n: int, t: int) -> Costs:
+def _sngd(method: SNGD, spec: LayerSpec, n: int, t: Positions) -> Costs:
     c, r = spec.columns, spec.rows
     relu = method.metric == "relu" and spec.name not in method.linear_layers
-    each, inputs = (r, c) if relu else (1, c - spec.bias)
+    each = r if relu else 1
     roots = method.mode == "literal" or method.root != "eigh"
     inverse = spec.groups * each * (_eigh(c) if roots else _cholesky(c))
     applied = spec.groups * r * c * c * (2 if roots and method.mode == "direct" else 1)
-    return spec.groups * each * n * t * inputs**2, inverse, applied, 0
+    if relu:
+        moments = r * n * _number(t) * c * c
+    else:
+        moments = _of_inputs(replace(spec, sharing="expand"), n, t)
+    return spec.groups * moments, inverse, applied, 0
 
 
 def _fngd(spec: LayerSpec, n: int, t: int) -> Costs:
@@ -166,11 +197,11 @@ def _fngd(spec: LayerSpec, n: int, t: int) -> Costs:
     return products + _cholesky(n), 0, 0, spec.groups * n * t * r * c
 
 
-def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: int, m: int) -> Costs:
-    samples = _samples(spec, n, t)
+def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: Positions, m: int) -> Costs:
+    samples, d, o = _samples(spec, n, t), spec.columns, spec.rows
     sides = (
-        _factor(method, spec.columns, spec.rows, samples, spec.bias),
-        _factor(method, spec.rows, spec.columns, m * samples, False),
+        _factor(method, d, o, samples, _of_inputs(spec, n, t)),
+        _factor(method, o, d, m * samples, m * samples * o * o),
     )
     statistics, refresh, direction = (
         spec.groups * sum(parts) for parts in zip(*sides, strict=True)
@@ -179,13 +210,13 @@ def _projective(method: ProjectiveKFAC, spec: LayerSpec, n: int, t: int, m: int)
 
 
 def _factor(
-    method: ProjectiveKFAC, d: int, other: int, samples: int, bias: bool
+    method: ProjectiveKFAC, d: int, other: int, samples: int, moment: int
 ) -> tuple[float, float, float]:
     k = method.rank_of(d)
     projected, formed = k < d, not (k < d and method.basis == "gaussian")
     pays = projected and recursion_pays(k, samples)
     follows = pays if method.recursive == "auto" else method.recursive and samples < k
-    statistics: float = samples * ((d - bias) ** 2 if formed else k * k)
+    statistics: float = moment if formed else samples * k * k
     if projected and (follows or not formed):
         statistics += samples * d * k
     if follows:

@@ -14,7 +14,7 @@ from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors import (
     eigen_scales,
-    input_factor,
+    input_moment,
     kronecker_factors,
     output_factor,
     rebase_scales,
@@ -374,7 +374,7 @@ def _accumulate_layer(
     if spec.kind == "scale":
         A, G = kronecker_factors(spec, record, dtype=layer.a.dtype, xp=xp)
     else:
-        A = input_factor(canonical, bias=spec.bias, sharing=spec.sharing, xp=xp)
+        A = input_moment(spec, record, dtype=layer.a.dtype, xp=xp)
         G = output_factor(canonical, sharing=spec.sharing, xp=xp)
     batch = {
         "a": A,

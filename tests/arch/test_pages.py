@@ -13,11 +13,13 @@ from arch.imports import ROOT
 import ngd_core
 from ngd_core.inversion import PURE
 
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(python|text|\{code-cell\})\n(?:---\n.*?^---\n)?(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def run(page):
-    """Run the Python blocks of a page in one namespace; each text block is what they printed."""
+    """Run the Python blocks and cells of a page; each text block is what they printed."""
     names, printed, said = {}, io.StringIO(), ""
     for kind, text in BLOCK.findall(page):
         if kind == "text":
@@ -34,7 +36,7 @@ PAGES = [
     *(
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "docs").rglob("*.md"))
-        if "```python\n" in path.read_text()
+        if re.search(r"^```(python|\{code-cell\})\n", path.read_text(), re.MULTILINE)
     ),
 ]
 
@@ -42,6 +44,7 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_tells_the_truth(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where its files go
+    monkeypatch.setenv("MPLBACKEND", "agg")
     assert run((ROOT / page).read_text())
 
 

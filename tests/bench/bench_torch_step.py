@@ -1,8 +1,9 @@
-"""What does a step cost, in steps of SGD? Each optimizer of ngd_torch on four networks.
+"""What does a step cost, in steps of SGD? Each optimizer of ngd_torch on five networks.
 
 One process a contender, all of them alive, blocks of steps in turn; CPU time of one thread. The
 ratio of two blocks of one round is taken, then medians and quartiles over rounds. Writes
-docs/benchmarks/torch-step.json and the table made of it. Twenty minutes on a quiet machine.
+docs/benchmarks/torch-step.json and the tables made of it after each network; networks that are not
+run again (NGD_MODELS chooses) keep their rows. Half an hour on a quiet machine.
 """
 
 import json
@@ -96,18 +97,20 @@ def test_steps():
         "block": BLOCK,
         "missing": MISSING,
     }
+    file = OUT / "torch-step.json"
+    found = json.loads(file.read_text()) if file.exists() else {"about": {}, "results": {}}
     for name in MISSING:
         print(f"{name} is left out: its package is not installed (group peers)")
     OUT.mkdir(exist_ok=True)
-    results = {}
     for model in models:
-        results[model] = summary(measured(model))
-        text = json.dumps({"about": about, "results": results}, indent=1)
-        (OUT / "torch-step.json").write_text(text + "\n")
+        found["about"][model] = about | {"load": os.getloadavg()[0]}
+        found["results"][model] = summary(measured(model))
+        results = {name: found["results"][name] for name in MODELS if name in found["results"]}
+        file.write_text(json.dumps(found, indent=1) + "\n")
         (OUT / "torch-step.md").write_text(table(results, cost))
         (OUT / "torch-step-rest.md").write_text(table(results, rest))
     Console().print(table(results, cost), table(results, rest))
-    for model, rows in results.items():
-        for name, row in rows.items():
+    for model in models:
+        for name, row in results[model].items():
             if not np.isfinite(row["loss"]):
                 pytest.fail(f"{name} on the {model}: the loss is {row['loss']}")

@@ -77,11 +77,20 @@ def cnn():
     )
 
 
+def autoencoder():
+    sizes = (784, 1000, 500, 250, 30)
+    layers = []
+    for a, b in pairwise(sizes + sizes[-2::-1]):
+        layers += [nn.Linear(a, b), nn.Identity() if b == 30 else nn.Sigmoid()]
+    return nn.Sequential(*layers[:-1])
+
+
 MODELS = {
     "MLP": (mlp, (256, 784), (256,), 10),
     "CNN": (cnn, (128, 1, 28, 28), (128,), 10),
-    "ResNet-18, width 16": (resnet, (64, 3, 32, 32), (64,), 10),
     "transformer": (Transformer, (32, 32), (32, 32), 64),
+    "autoencoder": (autoencoder, (512, 784), (512,), 2),
+    "ResNet-18, width 16": (resnet, (64, 3, 32, 32), (64,), 10),
 }
 """Network, shape of a batch, shape of its labels, classes."""
 
@@ -90,7 +99,11 @@ RATE = 1e-4
 OFTEN = {"factor_every": 10, "inverse_every": 100}
 EMPIRICAL = {**OFTEN, "fisher": "empirical"}
 EVERY = {"factor_every": 1, "inverse_every": 1}
-TOKENS = {"examples": "positions", "class_axis": -1}
+MEANING = {
+    "transformer": {"examples": "positions", "class_axis": -1},
+    "autoencoder": {"likelihood": "bernoulli"},
+}
+"""What the natural gradients are told of a network's outputs."""
 OPTIMIZERS = {
     "SGD + momentum": lambda m, **_: torch.optim.SGD(m.parameters(), RATE, momentum=0.9),
     "AdamW": lambda m, **_: torch.optim.AdamW(m.parameters(), RATE),
@@ -114,16 +127,23 @@ def _soap(m, **_):
     return SOAP(m.parameters(), RATE, precondition_frequency=10)
 
 
+def _shampoo(m, **_):
+    from pytorch_optimizer import Shampoo
+
+    return Shampoo(m.parameters(), RATE, preconditioning_compute_steps=10)
+
+
 def _singd(m, **options):
     from singd.optim.optimizer import SINGD
 
-    average = "batch+sequence" if options else "batch"
+    average = "batch+sequence" if "examples" in options else "batch"
     diagonal = {"structures": ("diagonal", "diagonal"), "T": 10, "warn_unsupported": False}
     return SINGD(m, lr=RATE, loss_average=average, **diagonal)
 
 
 PEERS = {
     "SOAP, bases every 10": ("pytorch_optimizer", _soap),
+    "Shampoo, roots every 10": ("pytorch_optimizer", _shampoo),
     "SINGD, diagonal, every 10": ("singd", _singd),
 }
 """Package and optimizer; SINGD trains Linear and Conv2d alone."""
@@ -135,10 +155,15 @@ def _batch(model):
     make, shape, labels, classes = MODELS[model]
     if model == "transformer":
         return make, torch.randint(0, classes, shape), torch.randint(0, classes, labels)
+    if model == "autoencoder":
+        x = torch.rand(shape)
+        return make, x, x
     return make, torch.randn(shape), torch.randint(0, classes, labels)
 
 
 def _loss(network, x, y):
+    if y is x:  # an autoencoder's Bernoulli loss, summed over the pixels
+        return functional.binary_cross_entropy_with_logits(network(x), y, reduction="sum") / len(x)
     return functional.cross_entropy(network(x).flatten(0, -2), y.flatten())
 
 
@@ -162,8 +187,7 @@ def serve(pipe, model, name):
     make, x, y = _batch(model)
     network = make()
     network.examples = len(y)
-    options = TOKENS if model == "transformer" else {}
-    optimizer = OPTIMIZERS[name](network, **options)
+    optimizer = OPTIMIZERS[name](network, **MEANING.get(model, {}))
 
     def step():
         optimizer.zero_grad()

@@ -129,8 +129,8 @@ MUTANTS = (
     Mutant(
         "sharing of the input factor forgotten",
         EKFAC,
-        "sharing=spec.sharing, xp=xp)\n        G",
-        'sharing="expand", xp=xp)\n        G',
+        "A = input_moment(spec, record, dtype",
+        'A = input_moment(spec, record, sharing="expand", dtype',
         TEST + "test_scales_are_averaged_like_the_factors",
     ),
     Mutant(

@@ -12,6 +12,7 @@ LAYERS = "backends/ngd_jax/_layers.py"
 DEALT = "backends/ngd_jax/_dealt.py"
 PLACED = "backends/ngd_jax/_placed.py"
 SHARDS = "backends/ngd_jax/_shards.py"
+STACKS = "backends/ngd_jax/_stacks.py"
 SITES = "backends/ngd_jax/_sites.py"
 TRANSFORM = "backends/ngd_jax/_transform.py"
 VIEWS = "backends/ngd_jax/_views.py"
@@ -19,6 +20,7 @@ TEST = "tests/backends/test_jax_capture.py::"
 EACH = TEST + "test_records_are_those_of_each_examples_gradient"
 ORDER = TEST + "test_the_order_of_the_examples_is_followed_or_refused"
 TEST_LAB = "tests/backends/test_jax_lab.py::"
+TEST_STACKS = "tests/backends/test_jax_stacks.py::"
 TEST_OPTIMIZERS = "tests/backends/test_jax_optimizers.py::"
 
 MUTANTS = (
@@ -285,9 +287,30 @@ MUTANTS = (
     Mutant(
         "directions of other examples' coefficients",
         TRANSFORM,
-        "weighted, hyper, **which)",
-        "weighted, hyper, **{k: x[::-1] for k, x in which.items()})",
+        "weighted, hyper, xp=NUMPY, **which",
+        "weighted, hyper, xp=NUMPY, **{k: x[::-1] for k, x in which.items()}",
         TEST_OPTIMIZERS + "test_fngd_shares_by_iteration_and_by_sample[sample]",
+    ),
+    Mutant(
+        "LAPACK called with a stack",
+        STACKS,
+        "math.prod(lead) < 2:",
+        "math.prod(lead) < 9:",
+        TEST_STACKS + "test_no_step_hands_lapack_a_stack[kfac]",
+    ),
+    Mutant(
+        "refreshes by the library's own factorisations",
+        DEALT,
+        "method.refresh(state, hyper, xp=NUMPY)",
+        "method.refresh(state, hyper)",
+        TEST_STACKS + "test_no_step_hands_lapack_a_stack[ekfac]",
+    ),
+    Mutant(
+        "leading axes joined after a factorisation",
+        STACKS,
+        "lambda x: x.reshape(*lead, *x.shape[1:])",
+        "lambda x: x.reshape(-1, *x.shape[1:])",
+        TEST_STACKS + "test_one_after_the_other_gives_what_a_stack_gives[lead2-cholesky]",
     ),
     Mutant(
         "statistics refreshed by the comparison",

@@ -136,7 +136,7 @@ MUTANTS = (
         "channels of a grouped convolution interleaved",
         SHARING,
         "y = xp.reshape(g, (m, n, spec.groups, spec.rows, -1))",
-        "y = xp.reshape(g, (m, n, spec.rows, spec.groups, -1))\n    y = xp.permute_dims(y, (0, 1, 3, 2, 4))",
+        "y = xp.reshape(g, (m, n, spec.rows, spec.groups, -1))\n        y = xp.permute_dims(y, (0, 1, 3, 2, 4))",
         TEST_FACTORS + "test_kronecker_factors_equal_the_loops[numpy]",
     ),
     Mutant(

@@ -111,7 +111,7 @@ MUTANTS = (
         PASSES,
         "== self.expected[name] * self.together:",
         "== self.together:",
-        TEST + "test_records_give_the_gradient_of_each_example[reused-mean]",
+        TEST + "test_the_step_is_the_core_with_the_exact_fisher[reused]",
     ),
     Mutant(
         "only the last of several vectors",
