@@ -119,6 +119,14 @@ def astype(x: Array, dtype: DType, *, xp: Namespace) -> Array:
     return x if x.dtype == dtype else xp.astype(x, dtype)
 
 
+def mix(old: Array, new: Array, share: Array, *, xp: Namespace) -> Array:
+    """Give ``(1 - share) old + share new``.
+
+    Not ``old + share (new - old)``, which cancels when a much larger old one is forgotten.
+    """
+    return (1 - share) * old + share * new
+
+
 def eps(dtype: DType, *, xp: Namespace) -> float:
     """Machine epsilon of a real floating dtype, as a Python float."""
     return float(xp.finfo(dtype).eps)

@@ -19,6 +19,7 @@ from ngd_torch._heads import Heads
 from ngd_torch._layers import RULES, Layer
 from ngd_torch._passes import Owner, Uses
 from ngd_torch._reads import read_elsewhere
+from ngd_torch._rows import Rows, watch_rows
 from ngd_torch._shards import is_sharded
 from ngd_torch._unrolled import fused, watch
 from ngd_torch._weighted import Weigh, weighted
@@ -129,8 +130,8 @@ class Capture:
         if self.uses is not None:  # the forward pass before was broken off
             self.uses.drop()
             self.uses = None
-        self.switch.armed = owner is not None and owner.wanted()
-        if not self.switch.armed:
+        self.switch.armed = self.switch.live = owner is not None and owner.looking()
+        if owner is None or not owner.wanted():
             return
         self.uses = Uses(
             self.owner,
@@ -139,7 +140,6 @@ class Capture:
             outputs=self.outputs,
         )
         self.passes.add(self.uses)
-        self.switch.live = True
         self.time_first.clear()
         if self.compiled:  # layers are looked at one by one, and the graph stays whole for later
             self.stance = torch.compiler.set_stance("force_eager")
@@ -176,6 +176,9 @@ class Capture:
         owner = self.owner()
         if owner is not None and owner.weighs(layer) and self.uses is not None:
             return weighted(layer, x, z, self.uses.weigh(layer)) if z.requires_grad else None
+        rows = x.numel() // max(1, x.shape[-1]) if x.ndim else 0
+        if owner is not None and owner.factors(layer, rows):
+            watch_rows(x, z, partial(_kept, self.owner, layer.spec.name))
         self.read(layer.seen_in(module).called(x, z), x, z)
         return None
 
@@ -186,10 +189,11 @@ class Capture:
 
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Carry sampled gradients back, or wait for those of the training loss."""
-        uses = self.uses
-        if self.model() is not module or uses is None:
+        if self.model() is not module:
             return
-        self.uses, self.switch.live = None, False
+        uses, self.uses, self.switch.live = self.uses, None, False
+        if uses is None:
+            return
         if self.stance is not None:
             self.stance.__exit__(None, None, None)
             self.stance = None
@@ -238,6 +242,12 @@ class Capture:
         if device not in self.generators:
             self.generators[device] = torch.Generator(device).manual_seed(self.seed)
         return self.generators[device]
+
+
+def _kept(owner: weakref.ref[Owner], name: str, rows: Rows) -> None:
+    keeper = owner()
+    if keeper is not None:
+        keeper.keep(name, rows)
 
 
 # A compiled model looks at the switch alone, as long as it is off.

@@ -14,6 +14,7 @@ from torch import nn
 from ngd_core import (
     EKFAC,
     FNGD,
+    KFAC,
     SNGD,
     SOFIM,
     BasisNoise,
@@ -31,6 +32,7 @@ from ngd_torch._capture import Capture
 from ngd_torch._heads import Heads
 from ngd_torch._layers import RULES, UNTRAINED, Layer, LayerRule, find_layers
 from ngd_torch._ranks import Keepers, Ranks, gathered, unwrapped
+from ngd_torch._rows import Rows, can_keep
 from ngd_torch._shards import resharded
 from ngd_torch._stored import check_arrays, entry
 from ngd_torch._trees import leaves, rebuilt
@@ -183,11 +185,18 @@ class Curvature:
         self.home: tuple[torch.device, torch.dtype] | None = None
         self.waiting: dict[LayerSpec, list[LayerRecord]] = {}
         self.records: dict[LayerSpec, LayerRecord] = {}
+        self.rows: dict[str, Rows] = {}
         self.sizes: dict[str, tuple[float, int | tuple[int, int], int]] = {}
         self.info: dict[LayerSpec, Info] = {}
         self.looked_up: tuple[Any, dict[tuple[LayerSpec, int], torch.Tensor]] = None, {}
         if weighted_backward:
             self._check_weighted(loss_reduction, loss_scale)
+        if self._factoring and self.ranks.group.size > 1:
+            msg = (
+                f"factored_gradient is True, but there are {self.ranks.group.size} processes, "
+                "whose gradients are no product of one's rows; leave it out."
+            )
+            raise ValueError(msg)
         whole = isinstance(method, FNGD) or self.ranks.gathers
         self._capture = partial(
             Capture,
@@ -199,7 +208,7 @@ class Curvature:
             seed=seed + self.ranks.group.rank,
         )
         self.capture = self._capture(self.model, self.layers, outputs=self._outputs(), owner=self)
-        self.capture.switch.armed = self.wanted()
+        self.capture.switch.armed = self.looking()
 
     def _found(
         self, trained: Collection[nn.Parameter] | None
@@ -278,13 +287,14 @@ class Curvature:
             spec.name for spec in states if spec not in stay or stay[spec].name in self.unseen
         }
         self.info = {}
+        self.rows.clear()
         self.due = self.due or len(stay) < len(states)
         self.layers, self.by_name = layers, {layer.spec.name: layer for layer in layers}
         generators = self.capture.generators
         self.capture.close()
         self.capture = self._capture(self.model, layers, outputs=self._outputs(), owner=self)
         self.capture.generators = generators
-        self.capture.switch.armed = self.wanted()
+        self.capture.switch.armed = self.looking()
 
     def _outputs(self) -> set[str]:
         """Names of layers whose outputs the method looks at."""
@@ -296,6 +306,35 @@ class Curvature:
         """Tell whether the passes of this step are to be recorded."""
         every = isinstance(self.method, FNGD) or self.due
         return every or self.steps % self.factor_every == 0
+
+    @property
+    def _factoring(self) -> bool:
+        """Whether directions may be made from the rows of a backward pass."""
+        return isinstance(self.method, KFAC) and self.method.factored_gradient
+
+    def looking(self) -> bool:
+        """Tell whether anything of the passes of this step is to be kept."""
+        return self.wanted() or (self._factoring and not self.capture.compiled)
+
+    def factors(self, layer: Layer, rows: int) -> bool:
+        """Tell whether a layer's direction may be made from so many rows."""
+        return (
+            isinstance(self.method, KFAC)
+            and self.method.factors_gradient(layer.spec, rows)
+            and can_keep(layer)
+        )
+
+    def keep(self, name: str, rows: Rows) -> None:
+        """Take the rows of a backward pass through a layer, the last before the step."""
+        self.rows[name] = rows
+
+    def _intact(self) -> dict[LayerSpec, LayerRecord]:
+        """Find layers whose gradient is still what their rows made, and give these as records."""
+        return {
+            layer.spec: rows.record()
+            for layer in self.layers
+            if (rows := self.rows.get(layer.spec.name)) and rows.made_of(layer.weight.grad)
+        }
 
     def _check_weighted(self, loss_reduction: str, loss_scale: Any) -> None:
         """Reject what a gradient that is the direction cannot go together with."""
@@ -432,6 +471,7 @@ class Curvature:
                 self._take_gathered()
             if not isinstance(self.method, FNGD):
                 self._refresh(hyper)
+            records = self._intact() if self._factoring else self.records
             self.info, finite = {}, True
             for layers in self.ranks.portions(self.layers):
                 blocks = {
@@ -443,7 +483,7 @@ class Curvature:
                 if isinstance(self.method, FNGD):  # an idle layer has a gradient and no examples
                     blocks = {spec: g for spec, g in blocks.items() if spec in self.records}
                 found, info = self.ranks.directions(
-                    self.state, blocks, self.records, hyper, **self._which()
+                    self.state, blocks, records, hyper, **self._which()
                 )
                 self.info.update(info)
                 for spec, block in found.items():
@@ -456,10 +496,11 @@ class Curvature:
         if finite:
             self.steps += 1
             self.due = False
-        self.capture.switch.armed = self.wanted()
+        self.capture.switch.armed = self.looking()
         self.index = None
         self.seen.clear()
         self.records.clear()
+        self.rows.clear()
         return parts
 
     def _refresh(self, hyper: Hyper) -> None:
@@ -588,7 +629,7 @@ class Curvature:
         self.begun = stored.get("begun", 0)
         self.due = stored.get("due", False)
         self.damping, self.decay = stored["damping"], stored["decay"]
-        self.capture.switch.armed = self.wanted()
+        self.capture.switch.armed = self.looking()
         self.seen.clear()
         self.waiting.clear()
         self.unseen = set(stored["unseen"])

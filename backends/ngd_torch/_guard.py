@@ -55,13 +55,13 @@ def take(moves: Sequence[Move], like: torch.Tensor, group: Group = ALONE) -> tor
     tensor of bool, shape ()
         Whether they were taken.
     """
-    moves = [_here(move) for move in moves if move.p.numel()]
-    alike = _alike(moves)
-    ok = _all_finite(alike, part(like))
+    alike = _alike([_rated(_here(move)) for move in moves if move.p.numel()])
+    level = [[_level(move) for move in some] for some in alike]
+    ok = _all_finite(level, part(like))
     if group.size > 1:
         ok = summed([(~ok).float()], group.handle)[0] == 0
-    for some in alike:
-        _go(some, ok.to(some[0].p.device))
+    for some, copies in zip(alike, level, strict=True):
+        _go(some, copies, ok.to(some[0].p.device))
     return ok
 
 
@@ -75,14 +75,9 @@ def _alike(moves: Sequence[Move]) -> list[list[Move]]:
     return list(groups.values())
 
 
-def _go(moves: Sequence[Move], ok: torch.Tensor) -> None:
-    """Take moves in one pass, PyTorch's fused SGD, which leaves everything as it is if not ok."""
-    _, _, lr, shrink, mu, buffer, scale, *_ = moves[0]
-    if scale is not None and buffer is None and scale.device.type == "cpu":
-        rate = lr * float(scale)
-        if RATES[0] <= rate <= RATES[1]:
-            lr, moves = rate, [move._replace(scale=None) for move in moves]
-    level = [_level(move) for move in moves]
+def _go(moves: Sequence[Move], level: Sequence[Move], ok: torch.Tensor) -> None:
+    """Take level moves in one pass, PyTorch's fused SGD, which leaves all as it is if not ok."""
+    _, _, lr, shrink, mu, buffer, *_ = moves[0]
     ps, directions = [move.p for move in level], [move.direction for move in level]
     if shrink != 1:
         one = torch.ones((), dtype=ps[0].dtype, device=ok.device)
@@ -111,6 +106,15 @@ RATES = 2.0**-60, 2.0**60
 """Rates with which float32 neither overflows nor loses digits."""
 
 
+def _rated(move: Move) -> Move:
+    """Move with its scale in its rate, which saves a pass, where there is no momentum."""
+    if move.scale is not None and move.buffer is None and move.scale.device.type == "cpu":
+        rate = move.lr * float(move.scale)
+        if RATES[0] <= rate <= RATES[1]:
+            return move._replace(lr=rate, scale=None)
+    return move
+
+
 def _level(move: Move) -> Move:
     """Move with its scale in it, whose tensors lie in memory alike and without gaps."""
     p, buffer, direction = move.p, move.buffer, move.direction
@@ -124,7 +128,7 @@ def _level(move: Move) -> Move:
         direction = torch.empty_like(p, dtype=direction.dtype).copy_(direction)
     elif p is move.p:
         return move
-    return move._replace(p=p, buffer=buffer, direction=direction)
+    return move._replace(p=p, direction=direction, buffer=buffer, scale=None)
 
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -149,10 +153,8 @@ def _here(move: Move) -> Move:
 def _all_finite(alike: Sequence[Sequence[Move]], like: torch.Tensor) -> torch.Tensor:
     ok = torch.ones((), dtype=torch.bool, device=like.device)
     for some in alike:
-        _, _, lr, shrink, mu, buffer, scale, *_ = some[0]
+        _, _, lr, shrink, mu, buffer, *_ = some[0]
         reach = _sizes([move.direction for move in some])
-        if scale is not None:
-            reach = scale.to(reach.device) * reach
         if buffer is not None:
             reach = reach + mu * _sizes([m.buffer for m in some if m.buffer is not None])
         reach = abs(shrink) * _sizes([move.p for move in some]) + lr * reach

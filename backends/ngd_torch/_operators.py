@@ -19,6 +19,7 @@ from ngd_torch._heads import Heads
 from ngd_torch._layers import RULES, UNTRAINED, Layer, LayerRule, find_layers
 from ngd_torch._optimizers import NaturalGradient, Preconditioner
 from ngd_torch._ranks import unwrapped
+from ngd_torch._rows import Rows
 from ngd_torch._shards import whole
 
 __all__ = ["fisher", "kronecker"]
@@ -192,6 +193,9 @@ class _Keeper:
     def wanted(self) -> bool:
         return True
 
+    def looking(self) -> bool:
+        return True
+
     def deliver(self, found: dict[str, list[LayerRecord]], share: float = 1.0) -> None:
         self.records.update(found)
 
@@ -199,6 +203,12 @@ class _Keeper:
         return False
 
     def weights(self, layer: Layer, examples: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def factors(self, layer: Layer, rows: int) -> bool:
+        return False
+
+    def keep(self, name: str, rows: Rows) -> None:
         raise NotImplementedError
 
     def read_elsewhere(self, names: list[str]) -> None:

@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ngd_core import LayerRecord
 from ngd_torch._layers import Layer, by_rows
+from ngd_torch._rows import Rows
 from ngd_torch._trees import is_stand_in
 
 __all__ = ["Owner", "Uses"]
@@ -27,6 +28,10 @@ class Owner(Protocol):
         """Tell whether the passes of this step are to be recorded."""
         ...
 
+    def looking(self) -> bool:
+        """Tell whether anything of the passes of this step is to be kept."""
+        ...
+
     def deliver(self, found: dict[str, list[LayerRecord]], share: float = 1.0) -> None:
         """Take the records of a layer, one a use of it; see `ngd_core.Hyper` for the share."""
         ...
@@ -37,6 +42,14 @@ class Owner(Protocol):
 
     def weights(self, layer: Layer, examples: int) -> torch.Tensor:
         """Weights of the examples of a batch in the gradient of a layer."""
+        ...
+
+    def factors(self, layer: Layer, rows: int) -> bool:
+        """Tell whether a layer's direction may be made from so many rows."""
+        ...
+
+    def keep(self, name: str, rows: Rows) -> None:
+        """Take the rows of a backward pass through a layer."""
         ...
 
     def read_elsewhere(self, names: list[str]) -> None:

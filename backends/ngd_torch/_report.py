@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ngd_core import FNGD, layer_cost
+from ngd_core import FNGD, KFAC, layer_cost
 from ngd_torch._curvature import Curvature
 from ngd_torch._layers import UNTRAINED
+from ngd_torch._rows import can_keep
 from ngd_torch._trees import is_stand_in, leaves
 
 __all__ = ["Report", "report"]
@@ -208,6 +210,8 @@ def report(curvature: Curvature, momentum: int = 0) -> Report:
 
 def _cost(curvature: Curvature, spec: Any) -> dict[str, Any]:
     method, seen = curvature.method, curvature.sizes.get(spec.name)
+    if isinstance(method, KFAC) and not can_keep(curvature.by_name[spec.name]):
+        method = replace(method, factored_gradient=False)
     full = method.batch_size if isinstance(method, FNGD) else None
     number, shape, vectors = seen or (full or 1, 1, 1)
     examples, positions = round(number), shape if isinstance(shape, int) else math.prod(shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace, Scalar
 
@@ -15,6 +17,7 @@ def average(
     count: Scalar,
     decay: Scalar,
     *,
+    mix: Callable[..., Array] | None = None,
     xp: Namespace | None = None,
 ) -> tuple[Array, Array]:
     """Fold a batch mean into a bias-corrected exponential moving average.
@@ -36,6 +39,8 @@ def average(
         Examples in the new batch, or what they weigh.
     decay : float or array of shape ()
         Weight kept by everything older, in [0, 1]; the papers' ``epsilon`` or ``beta``.
+    mix : callable, optional
+        As `ngd_core.inversion.Ops` has it, for a library's own; the formula above if not given.
     xp : namespace, optional
         Array namespace; found from the arrays if not given.
 
@@ -60,8 +65,7 @@ def average(
     xp = _checks.common_namespace(xp, mean=mean, weight=weight, batch=batch)
     share, total = new_share(weight, count, decay, xp=xp)
     share = _xp.astype(share, mean.dtype, xp=xp)
-    # not mean + share * (batch - mean), which cancels when a much larger mean is forgotten
-    return (1 - share) * mean + share * batch, total
+    return (_xp.mix if mix is None else mix)(mean, batch, share, xp=xp), total
 
 
 def new_share(weight: Array, count: Scalar, decay: Scalar, *, xp: Namespace) -> tuple[Array, Array]:

@@ -47,7 +47,7 @@ def _clear_pure(x: Array, least: Array, *, xp: Namespace) -> Array:
 
 
 def _mix_pure(x: Array, y: Array, share: Array, *, xp: Namespace) -> Array:
-    return (1 - share) * x + share * y
+    return _xp.mix(x, y, share, xp=xp)
 
 
 def _square_pure(x: Array, *, xp: Namespace) -> Array:

@@ -92,7 +92,7 @@ def folded(
     new = {}
     for name, mean in batch.items():
         new[name], new["weight"] = average(
-            getattr(layer, name), layer.weight, mean, count, decay, xp=xp
+            getattr(layer, name), layer.weight, mean, count, decay, mix=ops.mix, xp=xp
         )
     ok = xp.isfinite(new["weight"])
     for x in new.values():
@@ -118,5 +118,7 @@ def guarded(
         ok = ok & all_fit(direction, dtype, ops=ops, xp=xp)
     zero = _xp.zeros((), like=direction, xp=xp)
     bad = _xp.full((), BAD_GRADIENT, like=code, xp=xp)
-    info = Info(xp.where(ok, xp.max(code), bad), {"inner": xp.where(ok, inner, zero)})
+    info = Info(
+        ops.select(ok, xp.max(code), bad, xp=xp), {"inner": ops.select(ok, inner, zero, xp=xp)}
+    )
     return _xp.astype(ops.select(ok, direction, zero, xp=xp), dtype, xp=xp), info

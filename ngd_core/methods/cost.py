@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ngd_core.factors import gram_route, image_moment_products
 from ngd_core.inversion.recursion_cost import recursion_flops, recursion_pays
 from ngd_core.methods._basis_noise import Side
+from ngd_core.methods._gradient_factors import products
 from ngd_core.methods.ekfac import EKFAC
 from ngd_core.methods.fngd import FNGD
 from ngd_core.methods.kfac import KFAC
@@ -31,7 +32,8 @@ class LayerCost(NamedTuple):
     direction : float
         Of `direction`, and of nothing that the batch's size enters.
     weighting : float
-        What the batch's size adds to `direction`: FNGD's weighted sum of gradients.
+        What the batch's size adds to `direction`: FNGD's weighted sum of gradients, and K-FAC's
+        direction from the rows of a record, which then takes the place of `direction`.
     own : float
         Of the layer's own products, forward and twice backward, for the same batch; 0 for an
         embedding and a scale, which have none.
@@ -157,7 +159,10 @@ def _kfac(method: KFAC, spec: LayerSpec, n: int, t: Positions, m: int) -> Costs:
     exact = method.damping_split == "exact" or spec.kind == "scale"
     one = _eigh if exact else _cholesky
     inverse = one(spec.rows) + (0 if spec.kind == "embedding" else one(spec.columns))
-    return _moments(spec, n, t, m), spec.groups * inverse, (1 + exact) * _sides(spec), 0
+    rows, direction, of_rows = n * _number(t), (1 + exact) * _sides(spec), 0
+    if method.factors_gradient(spec, rows):
+        direction, of_rows = 0, products(spec, rows)
+    return _moments(spec, n, t, m), spec.groups * inverse, direction, of_rows
 
 
 def _ekfac(spec: LayerSpec, n: int, t: Positions, m: int) -> Costs:

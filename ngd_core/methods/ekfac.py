@@ -20,7 +20,7 @@ from ngd_core.factors import (
     rebase_scales,
     rows,
 )
-from ngd_core.inversion import eigenbasis_solve, fallback_code, safe_eigh
+from ngd_core.inversion import PURE, Ops, eigenbasis_solve, fallback_code, safe_eigh
 from ngd_core.inversion.spd import FLOOR
 from ngd_core.methods._batched import batched
 from ngd_core.methods._common import (
@@ -103,6 +103,8 @@ class EKFAC:
     solve_dtype : "float32", "float64" or None
         Dtype of eigendecompositions. None: float64 where the library has it. All that is kept stays
         in the parameters' dtype, at least float32; directions have the gradients' dtype.
+    ops : Ops
+        Replaceable operations, of which `select`, `within` and `mix` are used.
 
     Raises
     ------
@@ -152,6 +154,7 @@ class EKFAC:
     kinds: ClassVar[tuple[str, ...]] = ("dense", "conv2d", "scale")
 
     solve_dtype: Literal["float32", "float64"] | None = None
+    ops: Ops = PURE
 
     def __post_init__(self) -> None:
         _checks.one_of("solve_dtype", self.solve_dtype, ("float32", "float64", None))
@@ -234,7 +237,7 @@ class EKFAC:
         xp = record_namespace(xp, records, next(iter(state.layers.values())).a)
         layers = dict(state.layers)
         for spec, record in records.items():
-            layers[spec] = _accumulate_layer(spec, layers[spec], record, hyper, xp=xp)
+            layers[spec] = _accumulate_layer(spec, layers[spec], record, hyper, ops=self.ops, xp=xp)
         return EKFACState(layers)
 
     def refresh(
@@ -334,8 +337,8 @@ class EKFAC:
         for spec, grad in grads.items():
             layer = state.layers[spec]
             v = _xp.astype(grad, layer.a.dtype, xp=xp)
-            u, code = _solve(layer, v, hyper, xp=xp)
-            directions[spec], infos[spec] = guarded(u, grad, code, xp=xp)
+            u, code = _solve(layer, v, hyper, ops=self.ops, xp=xp)
+            directions[spec], infos[spec] = guarded(u, grad, code, ops=self.ops, xp=xp)
         return directions, infos
 
 
@@ -359,7 +362,13 @@ def _init_layer(spec: LayerSpec, like: Array, *, xp: Namespace) -> EKFACLayer:
 
 
 def _accumulate_layer(
-    spec: LayerSpec, layer: EKFACLayer, record: LayerRecord, hyper: Hyper, *, xp: Namespace
+    spec: LayerSpec,
+    layer: EKFACLayer,
+    record: LayerRecord,
+    hyper: Hyper,
+    *,
+    ops: Ops,
+    xp: Namespace,
 ) -> EKFACLayer:
     canonical = rows(spec, record, dtype=layer.a.dtype, xp=xp)
     if spec.kind == "scale":
@@ -373,7 +382,7 @@ def _accumulate_layer(
         "scales": eigen_scales(canonical, layer.a_basis, layer.g_basis, bias=spec.bias, xp=xp),
     }
     new: EKFACLayer
-    new, _ = folded(layer, batch, record.a.shape[0] * hyper.share, hyper.decay, xp=xp)
+    new, _ = folded(layer, batch, record.a.shape[0] * hyper.share, hyper.decay, ops=ops, xp=xp)
     return new
 
 
@@ -413,7 +422,9 @@ def _damping(layer: EKFACLayer, hyper: Hyper, *, xp: Namespace) -> tuple[Array, 
     return xp.where(usable, asked, layer.damping), usable
 
 
-def _solve(layer: EKFACLayer, v: Array, hyper: Hyper, *, xp: Namespace) -> tuple[Array, Array]:
+def _solve(
+    layer: EKFACLayer, v: Array, hyper: Hyper, *, ops: Ops, xp: Namespace
+) -> tuple[Array, Array]:
     """Direction, and its code for each member of the stack."""
     damping, usable = _damping(layer, hyper, xp=xp)
     eps = FLOOR * _xp.eps(v.dtype, xp=xp)
@@ -428,4 +439,5 @@ def _solve(layer: EKFACLayer, v: Array, hyper: Hyper, *, xp: Namespace) -> tuple
         _xp.full((), c, like=layer.rejected, xp=xp) for c in (OK, RAISED, KEPT, IDENTITY)
     )
     code = xp.where(usable, xp.where(raised, harsh, mild), kept)
-    return xp.where(matrix, u, v), xp.where(ok, code, none)
+    chosen = ops.select(matrix if layer.good.ndim else ok, u, v, xp=xp)
+    return chosen, xp.where(ok, code, none)

@@ -23,6 +23,7 @@ from ngd_core.inversion import (
     identity_inverse,
     refresh_inverse,
 )
+from ngd_core.methods import _gradient_factors
 from ngd_core.methods._batched import batched
 from ngd_core.methods._common import check_grads, check_specs, folded, guarded, record_namespace
 from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
@@ -88,11 +89,16 @@ class KFAC:
     ops : Ops
         Replaceable operations; `ngd_core.inversion.EAGER` saves the fallbacks' cost where arrays
         are computed at once on the host.
+    factored_gradient : bool
+        Whether a dense layer's direction is made from the rows of its record, where `direction` is
+        given one whose product is the gradient: ``(G^-1 g^T) (a A^-1) / N``, the same up to
+        rounding, at less cost as `factors_gradient` counts. `ops` should be `EAGER` or faster, as
+        `PURE` computes both ways. With the split "pi" alone.
 
     Raises
     ------
     ValueError
-        For an unknown option.
+        For an unknown option, or `factored_gradient` with the split "exact".
 
     Notes
     -----
@@ -130,10 +136,17 @@ class KFAC:
     damping_split: Literal["pi", "exact"] = "pi"
     solve_dtype: Literal["float32", "float64"] | None = None
     ops: Ops = PURE
+    factored_gradient: bool = False
 
     def __post_init__(self) -> None:
         _checks.one_of("damping_split", self.damping_split, ("pi", "exact"))
         _checks.one_of("solve_dtype", self.solve_dtype, ("float32", "float64", None))
+        if self.factored_gradient and self.damping_split != "pi":
+            msg = (
+                f"factored_gradient is True with damping_split={self.damping_split!r}, whose "
+                "inverse is no product of two; use 'pi', or leave factored_gradient out."
+            )
+            raise ValueError(msg)
 
     def init(
         self, specs: Iterable[LayerSpec], like: Array, *, xp: Namespace | None = None
@@ -310,8 +323,10 @@ class KFAC:
             State.
         grads : mapping of LayerSpec to array, shape spec.block_shape
             Gradients of the mean loss, blocks ``[W b]``. Layers may be missing.
-        records : mapping
-            Not used.
+        records : mapping of LayerSpec to LayerRecord
+            Used with `factored_gradient` alone: inputs and output gradients of the very pass that
+            gave `grads`, of some layers or none. Those whose product is not the gradient, which is
+            looked at, are left aside.
         hyper : Hyper
             Not used: the damping is the one of the last refresh.
         xp : namespace, optional
@@ -324,7 +339,8 @@ class KFAC:
         info : dict of LayerSpec to Info
             Code 4 while the inverse is the identity, 5 and a zero direction if the gradient, its
             direction in the gradient's dtype or their product is not finite; the measure
-            ``inner`` is that product ``<direction, gradient>``.
+            ``inner`` is that product ``<direction, gradient>``. With `factored_gradient` also the
+            measure ``factored``, 1 where the direction was made from the record, otherwise 0.
 
         Raises
         ------
@@ -336,13 +352,68 @@ class KFAC:
         directions, infos = {}, {}
         for spec, grad in grads.items():
             layer = state.layers[spec]
-            v = _xp.astype(grad, layer.a.dtype, xp=xp)
-            u, good = apply_inverse(layer.inverse, v, xp=xp)
+            good = layer.inverse.good
+            u, factored = self._applied(spec, layer, grad, records.get(spec), xp=xp)
             codes = [_xp.full(good.shape, c, like=layer.rejected, xp=xp) for c in (OK, IDENTITY)]
-            directions[spec], infos[spec] = guarded(
-                u, grad, xp.where(good, *codes), ops=self.ops, xp=xp
-            )
+            code = self.ops.select(good, *codes, xp=xp)
+            directions[spec], info = guarded(u, grad, code, ops=self.ops, xp=xp)
+            infos[spec] = info._replace(measures=info.measures | factored)
         return directions, infos
+
+    def _applied(
+        self,
+        spec: LayerSpec,
+        layer: KFACLayer,
+        grad: Array,
+        record: LayerRecord | None,
+        *,
+        xp: Namespace,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Direction, and with `factored_gradient` how it was made."""
+        inverse = layer.inverse
+        v = _xp.astype(grad, layer.a.dtype, xp=xp)
+        if not self.factored_gradient:
+            return apply_inverse(inverse, v, xp=xp)[0], {}
+        if (
+            record is None
+            or not isinstance(inverse, PiInverse)
+            or not _gradient_factors.usable(spec, record, grad, layer.a)
+        ):
+            u, _ = apply_inverse(inverse, v, xp=xp)
+            return u, {"factored": _xp.zeros((), like=layer.a, xp=xp)}
+        factored = _gradient_factors.is_product(spec, record, v, xp=xp)
+        (u,) = self.ops.cond(
+            factored,
+            lambda: (_gradient_factors.applied(spec, inverse.g, inverse.a, record, v, xp=xp),),
+            lambda: (apply_inverse(inverse, v, xp=xp)[0],),
+            xp=xp,
+        )
+        return u, {"factored": _xp.astype(factored, layer.a.dtype, xp=xp)}
+
+    def factors_gradient(self, spec: LayerSpec, rows: int) -> bool:
+        """Tell whether a direction is made from so many rows of a record, by what both ways cost.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            Layer.
+        rows : int
+            R: examples times positions of a batch.
+
+        Returns
+        -------
+        bool
+            With `factored_gradient`, for a dense layer of o outputs and d inputs, the bias counted:
+            ``R (o^2 + d^2 + o d) < o d (o + d)``, up to what the bias adds.
+
+        Examples
+        --------
+        >>> from ngd_core import KFAC, LayerSpec
+        >>> method, spec = KFAC(factored_gradient=True), LayerSpec("fc", "dense", 784, 512)
+        >>> method.factors_gradient(spec, 256), method.factors_gradient(spec, 1024)
+        (True, False)
+        """
+        return self.factored_gradient and _gradient_factors.rows_pay(spec, rows)
 
 
 def _damping(spec: LayerSpec, layer: KFACLayer, damping: Scalar, *, xp: Namespace) -> Array:

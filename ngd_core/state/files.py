@@ -23,6 +23,8 @@ __all__ = ["Stored", "load", "save"]
 
 VERSION = 1
 OWN = "ngd_core"
+OF_SPEED = ("factored_gradient", "ops")
+"""Options of methods that change no state."""
 NUMBERS = frozenset(
     ["bool", "float16", "float32", "float64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -41,7 +43,8 @@ class Stored(NamedTuple):
     method : str or None
         Name of the method, such as "KFAC".
     options : dict
-        Its options, for ``ngd_core.KFAC(**options)``; those of speed alone, ``ops``, are left out.
+        Its options, for ``ngd_core.KFAC(**options)``; those of speed alone, ``ops`` and
+        ``factored_gradient``, are left out.
     """
 
     arrays: dict[str, Array]
@@ -215,7 +218,7 @@ def _digest(arrays: Mapping[str, Any], notes: Mapping[str, str], about: Mapping[
 def _described(method: Any) -> dict[str, Any]:
     if method is None:
         return {"method": None, "options": {}}
-    fields = [field.name for field in dataclasses.fields(method) if field.name != "ops"]
+    fields = [field.name for field in dataclasses.fields(method) if field.name not in OF_SPEED]
     options = {name: getattr(method, name) for name in fields}
     return {"method": type(method).__name__, "options": json.loads(json.dumps(options))}
 

@@ -121,3 +121,25 @@ def test_native_operations_trace_where_they_say_so(library):
             lambda m: ngd_torch.NATIVE.spd_inverse(m, xp=None), fullgraph=True, backend="aot_eager"
         )
         assert_close(graph(2 * torch.eye(3)).numpy(), np.eye(3) / 2, dtype="float32")
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.3, 0.5, 0.9, 1.0])
+def test_mix_equals_its_pure_twin(library, share):
+    """Also where the old is much larger than what is left of it."""
+    backend, native = TABLES[library]
+    share, new = backend.array(np.asarray(share)), backend.array(rng(0).standard_normal((2, 3)))
+    for size in (0.0, 1.0, 1e9):
+        old = backend.array(size * rng(1).standard_normal((2, 3)))
+        got, pure = (ops.mix(old, new, share, xp=backend.xp) for ops in (native, PURE))
+        assert_close(backend.numpy(got), backend.numpy(pure), size=4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_mix_hides_nothing_that_is_not_finite(library, bad):
+    backend, native = TABLES[library]
+    one, broken = (backend.array(np.full((2,), x)) for x in (1.0, bad))
+    for share in (0.3, 0.7):
+        share = backend.array(np.asarray(share))
+        for pair in ((one, broken), (broken, one)):
+            got = backend.numpy(native.mix(*pair, share, xp=backend.xp))
+            assert not np.isfinite(got).any()

@@ -201,6 +201,12 @@ def test_a_state_of_another_method_or_of_other_options(tmp_path):
     with pytest.raises(ValueError, match="KFAC with damping_split='exact', expected 'pi'"):
         state.load(path, method=ngd_core.KFAC())
     faster = ngd_core.KFAC(damping_split="exact", ops=ngd_core.inversion.EAGER)
+    by_rows, usual = ngd_core.KFAC(factored_gradient=True), ngd_core.KFAC()
+    state.save(tmp_path / "b", {"x": np.ones(1)}, method=by_rows)
+    assert state.load(tmp_path / "b", method=usual).options == {
+        "damping_split": "pi",
+        "solve_dtype": None,
+    }
     assert state.load(path, method=faster).method == "KFAC"
     assert state.load(path).options["damping_split"] == "exact"
 

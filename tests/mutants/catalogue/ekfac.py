@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "batches count alike, whatever their size",
         COMMON,
-        "layer.weight, mean, count, decay, xp=xp",
-        "layer.weight, mean, 1, decay, xp=xp",
+        "layer.weight, mean, count, decay, mix",
+        "layer.weight, mean, 1, decay, mix",
         TEST + "test_scales_are_averaged_like_the_factors",
     ),
     Mutant(

@@ -7,6 +7,7 @@ COMMON = "ngd_core/methods/_common.py"
 DAMPED_KRONECKER = "ngd_core/inversion/damped_kronecker.py"
 DAMPING = "ngd_core/inversion/damping.py"
 FACTORS_KRONECKER = "ngd_core/factors/kronecker.py"
+GRADIENT_FACTORS = "ngd_core/methods/_gradient_factors.py"
 INVERSION_KRONECKER = "ngd_core/inversion/kronecker.py"
 KFAC = "ngd_core/methods/kfac.py"
 MOMENT = "ngd_core/factors/moment.py"
@@ -14,8 +15,10 @@ PATCHES = "ngd_core/factors/patches.py"
 SHARING = "ngd_core/factors/sharing.py"
 SPD = "ngd_core/inversion/spd.py"
 TRIANGULAR = "ngd_core/inversion/triangular.py"
+XP = "ngd_core/_xp.py"
 
 TEST_FACTORS = "tests/core/test_factors.py::"
+TEST_GRADIENT_FACTORS = "tests/core/test_gradient_factors.py::"
 TEST_INVERSION = "tests/core/test_inversion.py::"
 TEST_KFAC = "tests/core/test_kfac.py::"
 TEST_PATCHES = "tests/core/test_patches.py::"
@@ -182,23 +185,23 @@ MUTANTS = (
     ),
     Mutant(
         "decay and its complement mixed up",
-        AVERAGE,
-        "return (1 - share) * mean + share * batch, total",
-        "return share * mean + (1 - share) * batch, total",
+        XP,
+        "return (1 - share) * old + share * new",
+        "return share * old + (1 - share) * new",
         TEST_FACTORS + "test_average_is_the_bias_corrected_ema_over_examples[numpy]",
     ),
     Mutant(
         "incremental form of the average, which cancels where much is forgotten",
-        AVERAGE,
-        "return (1 - share) * mean + share * batch, total",
-        "return mean + share * (batch - mean), total",
+        XP,
+        "return (1 - share) * old + share * new",
+        "return old + share * (new - old)",
         TEST_FACTORS + "test_average_that_forgets_is_the_batch[numpy]",
     ),
     Mutant(
         "G averaged with the weight that A has left behind",
         "ngd_core/methods/_common.py",
-        "getattr(layer, name), layer.weight, mean, count, decay, xp=xp",
-        'getattr(layer, name), new.get("weight", layer.weight), mean, count, decay, xp=xp',
+        "getattr(layer, name), layer.weight, mean, count, decay, mix",
+        'getattr(layer, name), new.get("weight", layer.weight), mean, count, decay, mix',
         TEST_KFAC + "test_vectors_are_summed_and_micro_batches_count_by_their_examples[kfac pi]",
     ),
     Mutant(
@@ -333,5 +336,41 @@ MUTANTS = (
         "count = record.a.shape[0] * hyper.share",
         "count = record.a.shape[0]",
         "tests/core/test_invariance.py::test_parts_of_the_vectors_weigh_parts_of_the_examples[KFAC]",
+    ),
+    Mutant(
+        "bias' gradient taken to be the sum of the rows given",
+        GRADIENT_FACTORS,
+        "left = xp.concat([left, grad[:, -1:].mT], axis=0)",
+        "left = xp.concat([left, xp.sum(left, axis=0, keepdims=True)], axis=0)",
+        TEST_GRADIENT_FACTORS + "test_the_direction_from_rows_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "rows summed, not averaged over the examples",
+        GRADIENT_FACTORS,
+        "return x if n == 1 else x / n",
+        "return x",
+        TEST_GRADIENT_FACTORS + "test_the_direction_from_rows_is_the_dense_damped_solve[numpy]",
+    ),
+    Mutant(
+        "rows taken for the gradient's unseen",
+        GRADIENT_FACTORS,
+        "return normal & (gap @ gap < bound)",
+        "return normal",
+        TEST_GRADIENT_FACTORS
+        + "test_a_gradient_that_is_no_product_goes_the_usual_way[a penalty in the loss-eager]",
+    ),
+    Mutant(
+        "numbers compared whose squares are lost",
+        GRADIENT_FACTORS,
+        "normal = (bound >= float(xp.finfo(a.dtype).smallest_normal)) & xp.isfinite(bound)",
+        "normal = bound >= -1",
+        TEST_GRADIENT_FACTORS + "test_numbers_of_any_size_give_the_usual_direction[1e+25]",
+    ),
+    Mutant(
+        "rows of the bias' column not counted",
+        GRADIENT_FACTORS,
+        "rank = rows * (c - spec.bias) * c, rows + spec.bias",
+        "rank = rows * (c - spec.bias) * c, rows",
+        TEST_GRADIENT_FACTORS + "test_the_rows_are_used_where_they_cost_less[spec0-1]",
     ),
 )

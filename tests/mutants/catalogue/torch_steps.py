@@ -8,6 +8,7 @@ OPTIMIZERS = "backends/ngd_torch/_optimizers.py"
 DEALT = "ngd_core/methods/dealt.py"
 RANKS = "backends/ngd_torch/_ranks.py"
 REPORT = "backends/ngd_torch/_report.py"
+ROWS = "backends/ngd_torch/_rows.py"
 SHARDS = "backends/ngd_torch/_shards.py"
 SOFIM = "backends/ngd_torch/_sofim.py"
 ATTENTION = "backends/ngd_torch/_weighted_attention.py"
@@ -26,6 +27,7 @@ TEST_REPORT = "tests/backends/test_torch_report.py::"
 TEST_STAGGER = "tests/backends/test_torch_stagger.py::"
 TEST_WEIGHTED = "tests/backends/test_torch_weighted.py::"
 WEIGHTED = "backends/ngd_torch/_weighted.py"
+TEST_ROWS = "tests/backends/test_torch_rows.py::"
 
 MUTANTS = (
     Mutant(
@@ -436,5 +438,41 @@ MUTANTS = (
         "if not placement.is_replicate():",
         "if placement.is_replicate():",
         TEST_DISTRIBUTED + "test_sharded_ranks_are_one_process[2-sofim-None]",
+    ),
+    Mutant(
+        "gradient elsewhere in memory taken for what the rows made",
+        ROWS,
+        "            and grad.data_ptr() == self.made.data_ptr()\n",
+        "",
+        TEST_ROWS + "test_a_gradient_that_is_no_longer_the_product_goes_the_usual_way[replaced]",
+    ),
+    Mutant(
+        "what was written to a gradient not looked at",
+        ROWS,
+        "(self.x._version, self.g._version, grad._version) == self.versions",
+        "(self.x._version, self.g._version) == self.versions[:2]",
+        TEST_ROWS
+        + "test_a_gradient_that_is_no_longer_the_product_goes_the_usual_way[scaled_by_next_to_nothing]",
+    ),
+    Mutant(
+        "rows given for weights of several modules",
+        ROWS,
+        "and not layer.others",
+        "and True",
+        TEST_ROWS + "test_a_shared_weight_goes_the_usual_way",
+    ),
+    Mutant(
+        "rows kept after the step",
+        "backends/ngd_torch/_curvature.py",
+        "        self.records.clear()\n        self.rows.clear()\n",
+        "        self.records.clear()\n",
+        TEST_ROWS + "test_no_rows_outlive_a_step_and_no_optimizer_its_model",
+    ),
+    Mutant(
+        "rows watched on steps with statistics alone",
+        "backends/ngd_torch/_curvature.py",
+        "return self.wanted() or (self._factoring and not self.capture.compiled)",
+        "return self.wanted()",
+        TEST_ROWS + "test_twenty_steps_are_those_of_the_usual_optimizer[mc]",
     ),
 )
