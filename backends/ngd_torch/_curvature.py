@@ -26,6 +26,7 @@ from ngd_core import (
     TridiagonalKFAC,
     factors,
 )
+from ngd_core.step import due
 from ngd_core.types import BAD_GRADIENT, LayerSpec
 from ngd_torch._capture import Capture
 from ngd_torch._heads import Heads
@@ -58,6 +59,8 @@ class Curvature:
         Of the outputs, as `Heads`, for "mc" and "exact".
     factor_every, inverse_every : int
         Steps between two statistics and between two refreshes.
+    early : bool
+        Whether there are further ones in the first steps, as `ngd_core.step.due`.
     loss_reduction : "mean" or "sum"
         Of the training loss over the batch.
     loss_scale : callable or None
@@ -101,6 +104,7 @@ class Curvature:
         likelihood: Any,
         factor_every: int,
         inverse_every: int,
+        early: bool,
         loss_reduction: str,
         loss_scale: Callable[[], float] | None,
         class_axis: int | None,
@@ -154,6 +158,7 @@ class Curvature:
         self.weighted_backward = weighted_backward
         self.damping, self.decay = damping, decay
         self.factor_every, self.inverse_every = factor_every, inverse_every
+        self.early = early
         self.rules, self.sharing = {**RULES, **(layers or {})}, sharing
         self.strict = uncovered == "error"
         self.layers, self.uncovered = self._found(trained)
@@ -288,7 +293,11 @@ class Curvature:
     def wanted(self) -> bool:
         """Tell whether the passes of this step are to be recorded."""
         every = isinstance(self.method, FNGD) or self.due
-        return every or self.steps % self.factor_every == 0
+        return every or self._due(self.factor_every)
+
+    def _due(self, every: int) -> bool:
+        """Tell whether what is done every so many steps is due in this one."""
+        return bool(due(self.steps, every, early=self.early))
 
     def _check_weighted(self, loss_reduction: str, loss_scale: Any) -> None:
         """Reject what a gradient that is the direction cannot go together with."""
@@ -408,10 +417,10 @@ class Curvature:
         with torch.no_grad(), torch.autocast(device, enabled=False):
             if self.ranks.gathers:
                 self._take_gathered()
-            due = self.due or self.steps % self.inverse_every == 0
-            if due and not isinstance(self.method, FNGD):
+            now = self.due or self._due(self.inverse_every)
+            if now and not isinstance(self.method, FNGD):
                 self.state = self.ranks.refreshed(self.state, hyper)
-            elif isinstance(self.method, EKFAC) and self.steps % self.factor_every == 0:
+            elif isinstance(self.method, EKFAC) and self._due(self.factor_every):
                 self.state = self.ranks.joint(self.state, partly=True)
             self.info, finite = {}, True
             for layers in self.ranks.portions(self.layers):

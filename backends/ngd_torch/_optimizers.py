@@ -47,6 +47,9 @@ class Options(TypedDict, total=False):
         Weight kept by older statistics (0.95).
     factor_every, inverse_every : int
         Steps between two statistics (10) and two refreshes (100).
+    early : bool
+        Further statistics and refreshes at steps 1, 2, 4, 8, ... below these intervals, see
+        `ngd_core.step.due` (True).
     fisher : "mc", "exact" or "empirical"
         Sampled labels, the exact Fisher, or the training labels ("mc").
     likelihood : "categorical", "bernoulli" or "gaussian"
@@ -109,6 +112,7 @@ class Options(TypedDict, total=False):
     decay: float
     factor_every: int
     inverse_every: int
+    early: bool
     fisher: Literal["mc", "exact", "empirical"]
     likelihood: Any
     sharing: Literal["expand", "reduce"]
@@ -134,6 +138,7 @@ CURVATURE: dict[str, Any] = {
     "decay": 0.95,
     "factor_every": 10,
     "inverse_every": 100,
+    "early": True,
     "fisher": "mc",
     "likelihood": "categorical",
     "sharing": "expand",

@@ -181,7 +181,7 @@ def test_a_copy_computes_the_same_and_folds_back(name):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", MODELS)
 def test_descent_through_the_layers_is_sngd(name, momentum):
-    """Eight steps, refreshes in the first, the fourth and the seventh: the optimizer's own path."""
+    """Eight steps, refreshes in the first three, the fourth and the seventh: the optimizer's own."""
     plain, one = made(name), name == "one layer"
     model = reconstruct(plain, **EVERY)
     optimizer, direct = sgd(model, momentum), SNGD(plain, 0.1, momentum=momentum, **EVERY)
