@@ -44,7 +44,7 @@ class NaturalGradient:
     factor_every, inverse_every : int
         Steps between two statistics and between two refreshes.
     early : bool
-        Further ones at steps 1, 2, 4, 8, ... below these intervals, see `ngd_core.step.due`.
+        Further ones at steps 1, 4, 16, 64, ... below these intervals, see `ngd_core.step.due`.
     fisher : "mc", "exact" or "empirical"
         Sampled labels, the exact Fisher, or the training labels.
     likelihood : "categorical", "bernoulli" or "gaussian"

@@ -188,7 +188,7 @@ def sngd(
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
     early: bool = True,
-    kl_clip: Number | None = None,
+    kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
     metric: Literal["linear", "relu"] = "linear",
     damping_mode: Literal["relative", "absolute", "trace"] = "relative",

@@ -84,7 +84,7 @@ def precondition(
     factor_every, inverse_every : int or array
         Steps between two statistics and between two refreshes.
     early : bool
-        Further ones at steps 1, 2, 4, 8, ... below these intervals, see `ngd_core.step.due`.
+        Further ones at steps 1, 4, 16, 64, ... below these intervals, see `ngd_core.step.due`.
     kl_clip : float, array or None
         Bound on a step's estimated KL divergence, see `ngd_core.step.kl_clip_scale`.
     learning_rate : float, array or schedule

@@ -56,7 +56,7 @@ def reconstruct(
     factor_every, inverse_every : int
         Training passes between two statistics and between two refreshes.
     early : bool
-        Further statistics and refreshes in passes 1, 2, 4, 8, ... below these intervals, as
+        Further statistics and refreshes in passes 1, 4, 16, 64, ... below these intervals, as
         `ngd_core.step.due`.
     uncovered : "gradient" or "error"
         What happens to trained parameters in no such layer, see `left_out`.

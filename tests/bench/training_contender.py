@@ -94,16 +94,13 @@ def ours(kind, **fixed):
 
     def make(network, task, **settings):
         rate = 1.0 if "likelihood" in task.options else 0.3
-        chosen = kind(network, **{"lr": rate, **fixed, **settings}, **task.options)
+        options = dict(task.options)
+        if kind is ngd_torch.SNGD:
+            options.pop("likelihood", None)
+        chosen = kind(network, **{"lr": rate, **fixed, **settings}, **options)
         return Stepping(network, task, chosen)
 
     return make
-
-
-def sngd(network, task, **settings):
-    options = {k: v for k, v in task.options.items() if k != "likelihood"}
-    chosen = ngd_torch.SNGD(network, **settings, factor_every=5, inverse_every=20, **options)
-    return Stepping(network, task, chosen)
 
 
 def fngd(network, task, **settings):
@@ -148,10 +145,11 @@ CONTENDERS = {
     "EKFAC": Contender(ours(ngd_torch.EKFAC, **OFTEN), *GRIDS),
     "ProjectiveKFAC": Contender(ours(ngd_torch.ProjectiveKFAC, **OFTEN), *GRIDS),
     "SNGD": Contender(
-        sngd,
-        grid(lr=[1e-3, 3e-3], damping=[0.1, 0.3]),
-        grid(lr=[0.01, 0.03], damping=[0.1, 0.3]),
-        grid(lr=[3e-3, 0.01], damping=[0.3, 1.0]),
+        ours(ngd_torch.SNGD, **OFTEN),
+        grid(kl_clip=[1e-3, 3e-3], damping=[0.01, 0.1]),
+        grid(kl_clip=[3e-3, 1e-2], damping=[0.01, 0.1]),
+        grid(kl_clip=[1e-2, 3e-2], damping=[0.03, 0.3]),
+        grid(kl_clip=[3e-4, 1e-3], damping=[0.01, 0.1]),
     ),
     "FNGD": Contender(
         fngd, grid(lr=[0.3, 1.0], damping=[1.0, 10.0]), grid(lr=[0.1, 0.3], damping=[10.0, 30.0])

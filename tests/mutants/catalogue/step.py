@@ -18,7 +18,7 @@ DENSE = (
 TEST_KFC_PRE = "tests/core/test_kfc_pre.py::"
 TEST_QUADRATIC = "tests/core/test_quadratic.py::"
 TEST_STEP = "tests/core/test_step.py::"
-DUE = TEST_STEP + "test_due_at_multiples_and_early_at_powers_of_two_below_the_interval"
+DUE = TEST_STEP + "test_due_at_multiples_and_early_at_powers_of_four_below_the_interval"
 PATH = TEST_KFC_PRE + "test_the_path_is_that_of_the_printed_algorithm[numpy]"
 
 MUTANTS = (
@@ -259,17 +259,17 @@ MUTANTS = (
         TEST_STEP + "test_adam_equals_torch[numpy]",
     ),
     Mutant(
-        "powers of two go on above the interval",
+        "early steps go on above the interval",
         SCHEDULE,
-        "(step < every) & (step & (step - 1) == 0)",
-        "(step & (step - 1) == 0)",
+        "(step < every) & one_bit",
+        "one_bit",
         DUE + "[10]",
     ),
     Mutant(
-        "early steps halve the interval",
+        "all powers of two are early steps",
         SCHEDULE,
-        "(step < every) & (step & (step - 1) == 0)",
-        "(step < every) & (every % (step + 1) == 0)",
+        "one_bit & (step & POWERS_OF_FOUR > 0)",
+        "one_bit",
         DUE + "[100]",
     ),
 )
