@@ -122,6 +122,8 @@ class Report(NamedTuple):
     def cost(self) -> tuple[float, float]:
         """Multiply-adds of a step on the last recorded batch: the method's, and the layers' own.
 
+        The mean of a long run: `early` statistics and refreshes are not in it.
+
         Raises
         ------
         ValueError

@@ -40,10 +40,10 @@ def reached(run, target):
 
 
 def by_contender(found):
-    runs = {}
+    runs = {name: [] for name in (*PEERS, *OURS)}
     for run in found["runs"]:
         runs.setdefault(run["contender"], []).append(run)
-    return runs
+    return {name: own for name, own in runs.items() if own}
 
 
 def plain(settings):
