@@ -184,7 +184,8 @@ def test_descent_through_the_layers_is_sngd(name, momentum):
     """Eight steps, refreshes in the first two, the fourth and the seventh: the optimizer's own."""
     plain, one = made(name), name == "one layer"
     model = reconstruct(plain, **EVERY)
-    optimizer, direct = sgd(model, momentum), SNGD(plain, 0.1, momentum=momentum, kl_clip=None, **EVERY)
+    optimizer = sgd(model, momentum)
+    direct = SNGD(plain, 0.1, momentum=momentum, kl_clip=None, **EVERY)
     start = flat(plain)
     for k in range(8):
         step(model, optimizer, k, one)
@@ -639,7 +640,8 @@ def test_a_rule_of_the_users():
     )
     plain = nn.Sequential(Transposed().double(), nn.Tanh())
     model = reconstruct(plain, layers={Transposed: rule}, **EVERY)
-    optimizer, direct = sgd(model), SNGD(plain, 0.1, kl_clip=None, layers={Transposed: rule}, **EVERY)
+    optimizer = sgd(model)
+    direct = SNGD(plain, 0.1, kl_clip=None, layers={Transposed: rule}, **EVERY)
     for k in range(4):
         step(model, optimizer, k)
         step(plain, direct, k)
