@@ -95,7 +95,7 @@ class NaturalGradient:
         decay: float = 0.95,
         factor_every: int = 10,
         inverse_every: int = 100,
-        early: bool = True,
+        early: bool = False,
         fisher: Literal["mc", "exact", "empirical"] = "mc",
         likelihood: Literal["categorical", "bernoulli", "gaussian"] = "categorical",
         kl_clip: float | None = None,

@@ -62,7 +62,7 @@ def precondition(
     decay: Number | Schedule = 0.95,
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
-    early: bool = True,
+    early: bool = False,
     kl_clip: Number | None = None,
     learning_rate: Number | Schedule = 1.0,
     uncovered: Literal["gradient", "error"] = "gradient",

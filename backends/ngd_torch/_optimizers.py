@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
         Steps between two statistics (10) and two refreshes (100).
     early : bool
         Further statistics and refreshes at steps 1, 4, 16, 64, ... below these intervals, see
-        `ngd_core.step.due` (True).
+        `ngd_core.step.due` (False).
     fisher : "mc", "exact" or "empirical"
         Sampled labels, the exact Fisher, or the training labels ("mc").
     likelihood : "categorical", "bernoulli" or "gaussian"
@@ -139,7 +139,7 @@ CURVATURE: dict[str, Any] = {
     "decay": 0.95,
     "factor_every": 10,
     "inverse_every": 100,
-    "early": True,
+    "early": False,
     "fisher": "mc",
     "likelihood": "categorical",
     "sharing": "expand",

@@ -29,7 +29,7 @@ def reconstruct(
     decay: float = 0.95,
     factor_every: int = 10,
     inverse_every: int = 100,
-    early: bool = True,
+    early: bool = False,
     uncovered: Literal["gradient", "error"] = "gradient",
     layers: Mapping[type, LayerRule] | None = None,
     **options: Any,

@@ -122,7 +122,7 @@ class Report(NamedTuple):
     def cost(self) -> tuple[float, float]:
         """Multiply-adds of a step on the last recorded batch: the method's, and the layers' own.
 
-        The mean of a long run: `early` statistics and refreshes are not in it.
+        The mean of a long run, without `early` statistics and refreshes.
 
         Raises
         ------

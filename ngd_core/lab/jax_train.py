@@ -96,7 +96,6 @@ def _directions(
         damping=damping,
         factor_every=INTERVAL if still else 1,
         inverse_every=INTERVAL if still else REFRESH_EVERY,
-        early=False,
         kl_clip=None if still else entry.clip,
         learning_rate=rate,
         steps_per_epoch=INTERVAL if still else plan.epoch,

@@ -90,7 +90,6 @@ def optimizer(
         fisher="exact" if exact and fisher == "mc" else fisher,
         factor_every=1,
         inverse_every=REFRESH_EVERY,
-        early=False,
         seed=seed,
     )
 

@@ -9,12 +9,12 @@ __all__ = ["due"]
 POWERS_OF_FOUR = 0x55555555
 
 
-def due(step: Any, every: Any, *, early: bool = True) -> Any:
+def due(step: Any, every: Any, *, early: bool = False) -> Any:
     """Tell whether what is done every so many steps is due at a step, counted from 0.
 
-    Besides the multiples of `every`, powers of four below it are due: 1, 4, 16, 64, ... So what
-    was done last is never older than three quarters of the steps taken: curvature changes fastest
-    at the start. An interval of 100 has four such steps. The rule is this project's own.
+    With `early`, powers of four below the interval are due besides its multiples: 1, 4, 16, 64,
+    ... So what was done last is never older than three quarters of the steps taken, as curvature
+    may change fastest at the start. The rule is this project's own.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def due(step: Any, every: Any, *, early: bool = True) -> Any:
     Examples
     --------
     >>> [step for step in range(31) if due(step, 10)]
-    [0, 1, 4, 10, 20, 30]
-    >>> [step for step in range(31) if due(step, 10, early=False)]
     [0, 10, 20, 30]
+    >>> [step for step in range(31) if due(step, 10, early=True)]
+    [0, 1, 4, 10, 20, 30]
     """
     regular = step % every == 0
     if not early:

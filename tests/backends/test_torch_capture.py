@@ -347,7 +347,7 @@ def test_sampled_fishers_have_the_mean_of_the_exact_one():
 
 def test_what_is_not_training_is_not_recorded():
     model, x, y = made("linear")
-    optimizer = KFAC(model, lr=0.1, fisher="exact", early=False)
+    optimizer = KFAC(model, lr=0.1, fisher="exact")
     spec = optimizer.curvature.layers[0].spec
     with torch.no_grad():
         model(x)

@@ -134,7 +134,7 @@ def test_a_thawed_layer_is_trained_once_it_is_given():
 
 def test_new_layers_are_preconditioned_at_the_next_step_whatever_the_schedule():
     model = chain()
-    optimizer = KFAC(model, 0.1, fisher="exact", early=False)
+    optimizer = KFAC(model, 0.1, fisher="exact", factor_every=10, inverse_every=100)
     step(model, optimizer)
     new = grown(model)
     optimizer.add_param_group({"params": new.parameters()})

@@ -55,7 +55,7 @@ def test_a_compiled_model_runs_as_one_graph_where_nothing_is_recorded(fisher):
     plain = network()
     model, graphs = copy.deepcopy(plain), Graphs()
     compiled = torch.compile(model, backend=graphs)
-    options = {"fisher": fisher, "factor_every": 5, "inverse_every": 5, "early": False}
+    options = {"fisher": fisher, "factor_every": 5, "inverse_every": 5}
     optimizer, twin = KFAC(compiled, 0.1, **options), KFAC(plain, 0.1, **options)
     for k in steps_of(compiled, optimizer):
         assert graphs.runs == ([] if k % 5 == 0 else [6]), k

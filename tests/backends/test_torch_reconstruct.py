@@ -29,6 +29,7 @@ from ngd_core.testing import assert_close, assert_far
 
 N = 6
 EVERY = {"factor_every": 2, "inverse_every": 3}
+EARLY = {"factor_every": 2, "inverse_every": 5, "early": True}
 QUIET = pytest.mark.filterwarnings("ignore:No optimizer is attached:UserWarning")
 
 
@@ -181,11 +182,11 @@ def test_a_copy_computes_the_same_and_folds_back(name):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", MODELS)
 def test_descent_through_the_layers_is_sngd(name, momentum):
-    """Eight steps, refreshes in the first two, the fourth and the seventh: the optimizer's own."""
-    plain, one = made(name), name == "one layer"
-    model = reconstruct(plain, **EVERY)
+    """Eight steps, refreshes in the first, the fourth and the seventh: the optimizer's own path."""
+    plain, one, every = made(name), name == "one layer", EARLY if name == "dense" else EVERY
+    model = reconstruct(plain, **every)
     optimizer = sgd(model, momentum)
-    direct = SNGD(plain, 0.1, momentum=momentum, kl_clip=None, **EVERY)
+    direct = SNGD(plain, 0.1, momentum=momentum, kl_clip=None, **every)
     start = flat(plain)
     for k in range(8):
         step(model, optimizer, k, one)
@@ -295,8 +296,8 @@ def test_a_step_is_the_dense_natural_gradient(metric, mode):
 def test_without_momentum_in_tow_the_path_is_another():
     """Not attached: from the second refresh on it is no longer SNGD, and that is said once."""
     plain = made("dense")
-    model = reconstruct(plain, early=False, **EVERY)
-    direct = SNGD(plain, 0.1, kl_clip=None, early=False, **EVERY)
+    model = reconstruct(plain, **EVERY)
+    direct = SNGD(plain, 0.1, kl_clip=None, **EVERY)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for k in range(3):
         step(model, optimizer, k)
@@ -405,7 +406,7 @@ def test_a_copy_goes_its_own_way():
 
 
 def test_a_copy_has_no_optimizer():
-    model = reconstruct(made("dense"), factor_every=1, early=False)
+    model = reconstruct(made("dense"), factor_every=1)
     optimizer = sgd(model)
     twin = copy.deepcopy(model)
     step(model, optimizer)
@@ -737,7 +738,7 @@ def test_a_layer_that_is_read_but_never_called_is_warned_of():
             return self.last(functional.linear(x.flatten(1), self.fc.weight, self.fc.bias))
 
     plain = Reader().double()
-    model = reconstruct(plain, inverse_every=2, early=False)
+    model = reconstruct(plain, inverse_every=2)
     optimizer = sgd(model)
     step(model, optimizer, 0)
     step(model, optimizer, 1)

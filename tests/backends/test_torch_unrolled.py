@@ -429,7 +429,7 @@ def test_steps_are_those_of_the_same_network_of_linear_modules(name, kind):
     x = torch.randn(N, T, 4, dtype=torch.float64)
     options = {} if name == "fngd" else {"fisher": "exact"}
     # three classes leave null directions, in which EKFAC's basis is any: one statistic is unique
-    options |= {"factor_every": 10, "early": False} if name == "ekfac" else {"factor_every": 2}
+    options["factor_every"] = 10 if name == "ekfac" else 2
     for net in (fused, plain):
         trained(net, OPTIMIZERS[name](net, **options), x, steps=5)
     for a, b in same():
@@ -452,7 +452,7 @@ def test_kernels_are_replaced_at_recorded_passes_alone(name):
     """Everywhere else the outputs are the module's own, bit by bit."""
     model, x = made(name)
     plain = copy.deepcopy(model)
-    optimizer = KFAC(model, 0.1, factor_every=2, early=False)
+    optimizer = KFAC(model, 0.1, factor_every=2)
     kernels = {"lstm", "gru_cell", "multi_head_attention_forward"}
 
     def called(net=model):

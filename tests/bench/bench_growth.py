@@ -31,7 +31,7 @@ from matplotlib import pyplot as plt
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 CYCLE, BLOCKS = 10, 3
-OFTEN = {"factor_every": 5, "inverse_every": CYCLE, "early": False}
+OFTEN = {"factor_every": 5, "inverse_every": CYCLE}
 METHODS = {
     "K-FAC": lambda m, **o: ngd_torch.KFAC(m, 1e-4, **OFTEN, **o),
     "EKFAC": lambda m, **o: ngd_torch.EKFAC(m, 1e-4, **OFTEN, **o),

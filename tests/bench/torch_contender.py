@@ -87,7 +87,7 @@ MODELS = {
 
 RATE = 1e-4
 """So small that a batch seen hundreds of times is not learnt, as tiny gradients take longer."""
-OFTEN = {"factor_every": 10, "inverse_every": 100, "early": False}
+OFTEN = {"factor_every": 10, "inverse_every": 100}
 EMPIRICAL = {**OFTEN, "fisher": "empirical"}
 EVERY = {"factor_every": 1, "inverse_every": 1}
 TOKENS = {"examples": "positions", "class_axis": -1}

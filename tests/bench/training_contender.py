@@ -122,7 +122,7 @@ def exact(network, task, **settings):
     return ExactNGD(network, task.loss, **settings)
 
 
-OFTEN = {"factor_every": 5, "inverse_every": 20}
+OFTEN = {"factor_every": 5, "inverse_every": 20, "early": True}
 EVERY = {"factor_every": 1, "inverse_every": 1}
 RATES = grid(lr=[1e-3, 3e-3, 0.01, 0.03])
 TENTHS = grid(lr=[0.01, 0.03, 0.1, 0.3])
@@ -171,6 +171,7 @@ CONTENDERS = {
         ours(ngd_torch.KFAC, **EVERY), KRONECKER, KRONECKER_SUMS, only=SMALL
     ),
     "KFAC, defaults": Contender(ours(ngd_torch.KFAC), grid(lr=[0.1]), grid(lr=[0.1])),
+    "KFAC, early": Contender(ours(ngd_torch.KFAC, early=True), grid(lr=[0.1]), grid(lr=[0.1])),
 }
 
 

@@ -26,6 +26,7 @@ OURS = {
     "KFAC, every step": "#F06EAA",
     "exact NGD": "#4A4A00",
     "KFAC, defaults": "#76C043",
+    "KFAC, early": "#1B7F3B",
 }
 HEADROOM = 0.08
 """Share of the horizon at which the median of the curves is near the panels' upper end."""
