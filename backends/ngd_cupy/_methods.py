@@ -110,7 +110,7 @@ def SNGD(  # noqa: N802
     0.01
     """
     method = ngd_core.SNGD(metric=metric, damping_mode=damping_mode)
-    settings = {"damping": 1e-2, **options, "fisher": "empirical"}
+    settings = {"damping": 1e-2, "kl_clip": 1e-3, **options, "fisher": "empirical"}
     return NaturalGradient(model, params, method, lr, **settings)
 
 

@@ -43,6 +43,8 @@ class NaturalGradient:
         Weight kept by older statistics.
     factor_every, inverse_every : int
         Steps between two statistics and between two refreshes.
+    early : bool
+        Further ones at steps 1, 4, 16, 64, ... below these intervals, see `ngd_core.step.due`.
     fisher : "mc", "exact" or "empirical"
         Sampled labels, the exact Fisher, or the training labels.
     likelihood : "categorical", "bernoulli" or "gaussian"
@@ -93,6 +95,7 @@ class NaturalGradient:
         decay: float = 0.95,
         factor_every: int = 10,
         inverse_every: int = 100,
+        early: bool = False,
         fisher: Literal["mc", "exact", "empirical"] = "mc",
         likelihood: Literal["categorical", "bernoulli", "gaussian"] = "categorical",
         kl_clip: float | None = None,
@@ -121,7 +124,7 @@ class NaturalGradient:
             fisher,
             seed,
         )
-        self.factor_every, self.inverse_every = factor_every, inverse_every
+        self.factor_every, self.inverse_every, self.early = factor_every, inverse_every, early
         missing = sorted(set(nn.shapes(model)) - set(params))
         if missing:
             msg = f"params has no block for the layer {missing[0]!r}; make them with nn.init."
@@ -165,10 +168,10 @@ class NaturalGradient:
             if self.method.recording(self.epochs):
                 self.curvature = self.method.accumulate(self.curvature, records, hyper)
         else:
-            if self.steps % self.factor_every == 0:
+            if step.due(self.steps, self.factor_every, early=self.early):
                 seen = records if self.fisher == "empirical" else self._sampled(outputs, tape)
                 self.curvature = self.method.accumulate(self.curvature, seen, hyper)
-            if self.steps % self.inverse_every == 0:
+            if step.due(self.steps, self.inverse_every, early=self.early):
                 self.curvature, _ = self.method.refresh(self.curvature, hyper)
         found, self.info = self.method.direction(self.curvature, blocks, records, hyper)
         if self.kl_clip is not None:

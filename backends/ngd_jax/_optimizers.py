@@ -56,6 +56,7 @@ def kfac(
     decay: Number | Schedule = 0.95,
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
+    early: bool = False,
     kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
     damping_split: Literal["pi", "exact"] = "pi",
@@ -69,7 +70,7 @@ def kfac(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
+    damping, decay, factor_every, inverse_every, early, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum : float or array
         Heavy-ball momentum of the directions.
@@ -114,6 +115,7 @@ def kfac(
         decay=decay,
         factor_every=factor_every,
         inverse_every=inverse_every,
+        early=early,
         kl_clip=kl_clip,
         uncovered=uncovered,
         inverse_mesh=inverse_mesh,
@@ -130,6 +132,7 @@ def ekfac(
     decay: Number | Schedule = 0.95,
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
+    early: bool = False,
     kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
     inverse_mesh: Mesh | None = None,
@@ -142,7 +145,7 @@ def ekfac(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
+    damping, decay, factor_every, inverse_every, early, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
         As in `ngd_jax.kfac`.
@@ -167,6 +170,7 @@ def ekfac(
         decay=decay,
         factor_every=factor_every,
         inverse_every=inverse_every,
+        early=early,
         kl_clip=kl_clip,
         uncovered=uncovered,
         inverse_mesh=inverse_mesh,
@@ -183,7 +187,8 @@ def sngd(
     decay: Number | Schedule = 0.95,
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
-    kl_clip: Number | None = None,
+    early: bool = False,
+    kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
     metric: Literal["linear", "relu"] = "linear",
     damping_mode: Literal["relative", "absolute", "trace"] = "relative",
@@ -197,7 +202,7 @@ def sngd(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
+    damping, decay, factor_every, inverse_every, early, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
         As in `ngd_jax.kfac`.
@@ -226,6 +231,7 @@ def sngd(
         decay=decay,
         factor_every=factor_every,
         inverse_every=inverse_every,
+        early=early,
         kl_clip=kl_clip,
         uncovered=uncovered,
         inverse_mesh=inverse_mesh,
@@ -328,6 +334,7 @@ def projective_kfac(
     decay: Number | Schedule = 0.95,
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
+    early: bool = False,
     kl_clip: Number | None = 1e-3,
     uncovered: Literal["gradient", "error"] = "gradient",
     rank: float = 0.125,
@@ -343,7 +350,7 @@ def projective_kfac(
         From `ngd_jax.report` of the loss.
     learning_rate : float, array or schedule
         Learning rate.
-    damping, decay, factor_every, inverse_every, kl_clip, uncovered, inverse_mesh
+    damping, decay, factor_every, inverse_every, early, kl_clip, uncovered, inverse_mesh
         As in `ngd_jax.precondition`.
     momentum, weight_decay : float or array
         As in `ngd_jax.kfac`.
@@ -374,6 +381,7 @@ def projective_kfac(
         decay=decay,
         factor_every=factor_every,
         inverse_every=inverse_every,
+        early=early,
         kl_clip=kl_clip,
         uncovered=uncovered,
         inverse_mesh=inverse_mesh,

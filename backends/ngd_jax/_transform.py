@@ -63,6 +63,7 @@ def precondition(
     decay: Number | Schedule = 0.95,
     factor_every: int | jax.Array = 10,
     inverse_every: int | jax.Array = 100,
+    early: bool = False,
     kl_clip: Number | None = None,
     learning_rate: Number | Schedule = 1.0,
     uncovered: Literal["gradient", "error"] = "gradient",
@@ -83,6 +84,8 @@ def precondition(
         Weight kept by older statistics.
     factor_every, inverse_every : int or array
         Steps between two statistics and between two refreshes.
+    early : bool
+        Further ones at steps 1, 4, 16, 64, ... below these intervals, see `ngd_core.step.due`.
     kl_clip : float, array or None
         Bound on a step's estimated KL divergence, see `ngd_core.step.kl_clip_scale`.
     learning_rate : float, array or schedule
@@ -205,8 +208,8 @@ def precondition(
                 now = _found(found(), specs, fngd) if callable(found) else found
                 return _named(method.accumulate(c, now, hyper, xp=NUMPY))
 
-            named = when(count % factor_every == 0, accumulated, named)
-        due = count % inverse_every == 0
+            named = when(step.due(count, factor_every, early=early), accumulated, named)
+        due = step.due(count, inverse_every, early=early)
         named = when(due, lambda c: _named(refreshed(method, c, hyper, inverse_mesh)), named)
         return rekeyed(named, specs)
 

@@ -27,6 +27,7 @@ from ngd_core import (
     TridiagonalKFAC,
     factors,
 )
+from ngd_core.step import due
 from ngd_core.types import BAD_GRADIENT, LayerSpec
 from ngd_torch._capture import Capture
 from ngd_torch._heads import Heads
@@ -60,6 +61,8 @@ class Curvature:
         Of the outputs, as `Heads`, for "mc" and "exact".
     factor_every, inverse_every : int
         Steps between two statistics and between two refreshes.
+    early : bool
+        Whether there are further ones in the first steps, as `ngd_core.step.due`.
     loss_reduction : "mean" or "sum"
         Of the training loss over the batch.
     loss_scale : callable or None
@@ -105,6 +108,7 @@ class Curvature:
         likelihood: Any,
         factor_every: int,
         inverse_every: int,
+        early: bool,
         loss_reduction: str,
         loss_scale: Callable[[], float] | None,
         class_axis: int | None,
@@ -162,6 +166,7 @@ class Curvature:
         self.weighted_backward, self.stagger = weighted_backward, stagger
         self.damping, self.decay = damping, decay
         self.factor_every, self.inverse_every = factor_every, inverse_every
+        self.early = early
         self.rules, self.sharing = {**RULES, **(layers or {})}, sharing
         self.strict = uncovered == "error"
         self.layers, self.uncovered = self._found(trained)
@@ -305,7 +310,11 @@ class Curvature:
     def wanted(self) -> bool:
         """Tell whether the passes of this step are to be recorded."""
         every = isinstance(self.method, FNGD) or self.due
-        return every or self.steps % self.factor_every == 0
+        return every or self._due(self.factor_every)
+
+    def _due(self, every: int) -> bool:
+        """Tell whether what is done every so many steps is due in this one."""
+        return bool(due(self.steps, every, early=self.early))
 
     @property
     def _factoring(self) -> bool:
@@ -506,15 +515,17 @@ class Curvature:
     def _refresh(self, hyper: Hyper) -> None:
         """Make the inverses that are due, and join what EKFAC measures in the other bases."""
         layers = self.state.layers
-        whole = self.due or not (self.steps if self.stagger else self.steps % self.inverse_every)
+        whole = self.due or self._due(self.inverse_every)
+        if self.stagger and self.steps >= self.inverse_every:
+            whole = self.due
         turns = self._turns() if self.stagger and not whole else set()
-        due = layers if whole else {spec: layers[spec] for spec in layers if spec.name in turns}
-        rest = {spec: layers[spec] for spec in layers if spec not in due}
-        if rest and isinstance(self.method, EKFAC) and self.steps % self.factor_every == 0:
+        fresh = layers if whole else {spec: layers[spec] for spec in layers if spec.name in turns}
+        rest = {spec: layers[spec] for spec in layers if spec not in fresh}
+        if rest and isinstance(self.method, EKFAC) and self._due(self.factor_every):
             rest = self.ranks.joint(self.state._replace(layers=rest), partly=True).layers
-        if due:
-            due = self.ranks.refreshed(self.state._replace(layers=due), hyper).layers
-        new = {spec: due[spec] if spec in due else rest[spec] for spec in layers}
+        if fresh:
+            fresh = self.ranks.refreshed(self.state._replace(layers=fresh), hyper).layers
+        new = {spec: fresh[spec] if spec in fresh else rest[spec] for spec in layers}
         self.state = self.state._replace(layers=new)
 
     def _turns(self) -> set[str]:

@@ -47,6 +47,9 @@ class Options(TypedDict, total=False):
         Weight kept by older statistics (0.95).
     factor_every, inverse_every : int
         Steps between two statistics (10) and two refreshes (100).
+    early : bool
+        Further statistics and refreshes at steps 1, 4, 16, 64, ... below these intervals, see
+        `ngd_core.step.due` (False).
     fisher : "mc", "exact" or "empirical"
         Sampled labels, the exact Fisher, or the training labels ("mc").
     likelihood : "categorical", "bernoulli" or "gaussian"
@@ -57,7 +60,8 @@ class Options(TypedDict, total=False):
         Treatment of shared positions ("expand").
     kl_clip : float or None
         Bound on a step's estimated KL divergence, see `ngd_core.step.kl_clip_scale`: 1e-3 for
-        K-FAC and its kin, which need it where a batch is small; None for the others.
+        K-FAC and its kin, which need it where a batch is small, and for SNGD, where it bounds the
+        step's length in SNGD's metric; None for the others.
     uncovered : "gradient" or "error"
         What happens to parameters in no layer that has curvature ("gradient").
     loss_reduction : "mean" or "sum"
@@ -114,6 +118,7 @@ class Options(TypedDict, total=False):
     decay: float
     factor_every: int
     inverse_every: int
+    early: bool
     fisher: Literal["mc", "exact", "empirical"]
     likelihood: Any
     sharing: Literal["expand", "reduce"]
@@ -140,6 +145,7 @@ CURVATURE: dict[str, Any] = {
     "decay": 0.95,
     "factor_every": 10,
     "inverse_every": 100,
+    "early": False,
     "fisher": "mc",
     "likelihood": "categorical",
     "sharing": "expand",
@@ -523,7 +529,7 @@ class SNGD(NaturalGradient):
         **options: Unpack[Options],
     ) -> None:
         method = ngd_core.SNGD(metric=metric, damping_mode=damping_mode, ops=NATIVE)
-        settings: Options = {"damping": 1e-2, **options}
+        settings: Options = {"damping": 1e-2, "kl_clip": 1e-3, **options}
         settings["fisher"] = "empirical"
         super().__init__(model, method, lr, **settings)
 

@@ -29,6 +29,7 @@ def reconstruct(
     decay: float = 0.95,
     factor_every: int = 10,
     inverse_every: int = 100,
+    early: bool = False,
     uncovered: Literal["gradient", "error"] = "gradient",
     layers: Mapping[type, LayerRule] | None = None,
     **options: Any,
@@ -41,9 +42,9 @@ def reconstruct(
     function is that of the model. A step of plain gradient descent on V is one of the natural
     gradient on ``[W b]`` in the metric of local Fisher matrices.
 
-    At the end of every `inverse_every`-th forward pass in training mode P is made anew, V is
-    re-projected so that the function stays, and so are gradients that V has already. Momentum is
-    re-projected in optimizers known by `attach`.
+    At the end of every `inverse_every`-th forward pass in training mode, and of some early ones,
+    P is made anew, V is re-projected so that the function stays, and so are gradients that V has
+    already. Momentum is re-projected in optimizers known by `attach`.
 
     Parameters
     ----------
@@ -54,6 +55,9 @@ def reconstruct(
         statistics when a pass comes.
     factor_every, inverse_every : int
         Training passes between two statistics and between two refreshes.
+    early : bool
+        Further statistics and refreshes in passes 1, 4, 16, 64, ... below these intervals, as
+        `ngd_core.step.due`.
     uncovered : "gradient" or "error"
         What happens to trained parameters in no such layer, see `left_out`.
     layers : mapping of type to LayerRule, optional
@@ -113,7 +117,8 @@ def reconstruct(
         raise ValueError(msg)
     for name in options:
         if name not in OPTIONS:
-            known = ["damping", "decay", "factor_every", "inverse_every", "uncovered", "layers"]
+            known = ["damping", "decay", "factor_every", "inverse_every", "early"]
+            known += ["uncovered", "layers"]
             msg = f"Unknown option {name!r}; known are {', '.join([*known, *OPTIONS])}."
             raise TypeError(msg)
     if any(isinstance(module, Reconstructed) for module in model.modules()):
@@ -149,6 +154,7 @@ def reconstruct(
         Hyper(damping, decay),
         factor_every,
         inverse_every,
+        early,
         left,
         {layer.spec.name for layer in found},
         [],

@@ -16,6 +16,7 @@ from ngd_core import Hyper, reconstruction
 from ngd_core._xp import namespace_of
 from ngd_core.methods.sngd_state import SNGDState, fold
 from ngd_core.reconstruction import LocalFisherLayer
+from ngd_core.step import due
 from ngd_torch._local_fisher import Reconstructed, full_precision, plan_of
 
 __all__ = ["Reconstruction", "attach", "begin", "end", "known", "refresh", "roots"]
@@ -36,6 +37,8 @@ class Reconstruction:
         Damping and decay.
     factor_every, inverse_every : int
         Training passes between two statistics and between two refreshes.
+    early : bool
+        Whether there are further ones in the first passes, as `ngd_core.step.due`.
     left_out : dict of str to str
         Parameters in no local Fisher layer, and why.
     unseen : set of str
@@ -52,6 +55,7 @@ class Reconstruction:
     hyper: Hyper
     factor_every: int
     inverse_every: int
+    early: bool
     left_out: dict[str, str]
     unseen: set[str]
     optimizers: list[tuple[weakref.ref[torch.optim.Optimizer], tuple[str, ...]]]
@@ -195,7 +199,8 @@ def begin(model: nn.Module, args: Any) -> None:
         raise NotImplementedError(msg)
     for module in _reconstructed(model).values():
         local = module.local_fisher
-        local.uses = [] if me.running and local.passes % me.factor_every == 0 else None
+        wanted = me.running and due(local.passes, me.factor_every, early=me.early)
+        local.uses = [] if wanted else None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -205,7 +210,7 @@ def end(model: nn.Module, args: Any, output: Any) -> None:
     if not me.running:
         return
     me.running = False
-    examples, due = _examples(output), False
+    examples, now = _examples(output), False
     for name, module in _reconstructed(model).items():
         local = module.local_fisher
         uses, local.uses = local.uses, None
@@ -216,9 +221,9 @@ def end(model: nn.Module, args: Any, output: Any) -> None:
                 batch = sum(matrix * (n / rows) for n, matrix in uses)
                 xp = namespace_of(batch)
                 local.state = fold(local.state, batch, examples or rows, me.hyper, xp=xp)
-        due = due or local.passes % me.inverse_every == 0
+        now = now or due(local.passes, me.inverse_every, early=me.early)
         local.passes += 1
-    if due:
+    if now:
         _refresh(model, me)
 
 

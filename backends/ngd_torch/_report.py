@@ -125,6 +125,8 @@ class Report(NamedTuple):
     def cost(self) -> tuple[float, float]:
         """Multiply-adds of a step on the last recorded batch: the method's, and the layers' own.
 
+        The mean of a long run, without `early` statistics and refreshes.
+
         Raises
         ------
         ValueError

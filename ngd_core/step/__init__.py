@@ -12,6 +12,7 @@ from ngd_core.step.levenberg_marquardt import (
 )
 from ngd_core.step.momentum import AdamState, adam, adam_init, momentum, momentum_init, sgd
 from ngd_core.step.quadratic import QuadraticStep, quadratic_step
+from ngd_core.step.schedule import due
 from ngd_core.step.weight_decay import coupled_weight_decay, decoupled_weight_decay
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "constraint_scale",
     "coupled_weight_decay",
     "decoupled_weight_decay",
+    "due",
     "iterate_average",
     "iterate_average_init",
     "kfc_pre",

@@ -200,11 +200,12 @@ def test_sofim_is_its_definition():
     assert len(traces) == 1
 
 
-def test_directions_are_the_methods_own():
+@pytest.mark.parametrize("early", [True, False])
+def test_directions_are_the_methods_own(early):
     """`precondition` is init, accumulate, refresh and direction of the core, called by hand."""
     method = ngd_core.KFAC()
     optimizer = ngd_jax.precondition(
-        ONE, method, damping=0.02, decay=0.7, factor_every=2, inverse_every=3
+        ONE, method, damping=0.02, decay=0.7, factor_every=2, inverse_every=3, early=early
     )
     state, update = optimizer.init(SMALL), jax.jit(optimizer.update)
     by_hand = method.init([layer.spec for layer in ONE.layers], SMALL["b"])
@@ -212,9 +213,9 @@ def test_directions_are_the_methods_own():
     accumulate, refresh, direct = map(jax.jit, (_strings(method.accumulate), *_rest(method)))
     for k in range(4):
         _, grads, records = OF_ONE(SMALL, *map(jnp.asarray, data(k)))
-        if k % 2 == 0:
+        if ngd_core.step.due(k, 2, early=early):
             by_hand = accumulate(by_hand, records, hyper)
-        if k % 3 == 0:
+        if ngd_core.step.due(k, 3, early=early):
             by_hand = refresh(by_hand, hyper)
         blocks = {layer.spec: layer.block(grads) for layer in ONE.layers}
         want = direct(by_hand, blocks, hyper)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 import ngd_core
 from ngd_core import losses, reference
+from ngd_core.step import due
 from ngd_core.testing import assert_close
 
 N = 6
@@ -209,8 +210,9 @@ def test_momentum_is_heavy_ball(clip):
     assert_close(flat(model).numpy(), (middle - 0.1 * (0.9 * first + second)).numpy(), size=100)
 
 
-@pytest.mark.parametrize(("factor_every", "inverse_every"), [(1, 1), (2, 3), (3, 2)])
-def test_the_schedule_is_that_of_the_core(factor_every, inverse_every):
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize(("factor_every", "inverse_every"), [(1, 1), (2, 3), (3, 5)])
+def test_the_schedule_is_that_of_the_core(factor_every, inverse_every, early):
     """Statistics and refreshes at their steps, by the core's method called by hand."""
     model, likelihood = nn.Linear(4, 3).double(), losses.get("categorical")
     front = Preconditioner(
@@ -221,6 +223,7 @@ def test_the_schedule_is_that_of_the_core(factor_every, inverse_every):
         decay=0.7,
         factor_every=factor_every,
         inverse_every=inverse_every,
+        early=early,
     )
     method, spec = ngd_core.KFAC(), ngd_core.LayerSpec("", "dense", 4, 3)
     hyper = ngd_core.Hyper(damping=0.1, decay=0.7)
@@ -235,9 +238,9 @@ def test_the_schedule_is_that_of_the_core(factor_every, inverse_every):
         grads = np.column_stack([model.weight.grad, model.bias.grad])
         vectors = losses.fisher_vectors("exact", likelihood, outputs.detach().numpy())
         records = {spec: ngd_core.LayerRecord(x.numpy(), np.stack(vectors))}
-        if k % factor_every == 0:
+        if due(k, factor_every, early=early):
             state = method.accumulate(state, records, hyper)
-        if k % inverse_every == 0:
+        if due(k, inverse_every, early=early):
             state, _ = method.refresh(state, hyper)
         want, _ = method.direction(state, {spec: grads}, {}, hyper)
         front.step()

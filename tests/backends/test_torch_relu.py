@@ -132,6 +132,7 @@ def test_directions_are_those_of_the_metric_by_loops(name, chunk_bytes):
         damping=EPS,
         damping_mode="absolute",
         momentum=0.0,
+        kl_clip=None,
         chunk_bytes=chunk_bytes,
     )
     before = [p.detach().clone() for p in layer.parameters()]

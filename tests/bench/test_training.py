@@ -237,7 +237,7 @@ def test_pictures_and_tables_are_made_of_the_stored_file(tmp_path):
 def test_rivals_are_measured_to_where_they_ended():
     ours, sgd = runs((3.0, 1.0, 0.5), (3.0, 0.5, 0.5)), runs((3.0, 1.5, 1.5), (3.0, 1.5, 1.5))
     named = [{**run, "contender": "SGD, Nesterov"} for run in sgd]
-    head, _, own, peer = rivals({"runs": ours + named}).splitlines()
+    head, _, peer, own = rivals({"runs": ours + named}).splitlines()
     assert "to 2, the end of SGD, Nesterov (10 steps, 2 s)" in head
     assert own == "| one | 5, 1 s |"
     assert peer == "| SGD, Nesterov |  |"

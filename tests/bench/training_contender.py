@@ -27,21 +27,23 @@ class Contender:
     """``make(network, task, **settings)`` gives what a batch is handed to.
 
     The grid has at most four settings, so that everyone is tuned with as many runs. `sums` is the
-    grid where the loss is a sum over pixels, `full` where that is of 28 x 28 (None: the same), and
-    `only` are the tasks it runs on (None: all).
+    grid where the loss is a sum over pixels, `full` where that is of 28 x 28 (None: the same),
+    `deep` that of the transformer and the ResNet (None: `grid`), and `only` are the tasks it runs
+    on (None: all).
     """
 
     make: Callable[..., Advance]
     grid: tuple[dict[str, Any], ...]
     sums: tuple[dict[str, Any], ...]
     full: tuple[dict[str, Any], ...] | None = None
+    deep: tuple[dict[str, Any], ...] | None = None
     first_order: bool = False
     only: tuple[str, ...] | None = None
     needs: Any = True
 
     def settings(self, task):
         if task.options.get("likelihood") != "bernoulli":
-            return self.grid
+            return self.grid if self.deep is None or not task.deep else self.deep
         large = task.rows[0].shape[1] > 64
         return self.full if large and self.full is not None else self.sums
 
@@ -92,16 +94,13 @@ def ours(kind, **fixed):
 
     def make(network, task, **settings):
         rate = 1.0 if "likelihood" in task.options else 0.3
-        chosen = kind(network, **{"lr": rate, **fixed, **settings}, **task.options)
+        options = dict(task.options)
+        if kind is ngd_torch.SNGD:
+            options.pop("likelihood", None)
+        chosen = kind(network, **{"lr": rate, **fixed, **settings}, **options)
         return Stepping(network, task, chosen)
 
     return make
-
-
-def sngd(network, task, **settings):
-    options = {k: v for k, v in task.options.items() if k != "likelihood"}
-    chosen = ngd_torch.SNGD(network, **settings, factor_every=5, inverse_every=20, **options)
-    return Stepping(network, task, chosen)
 
 
 def fngd(network, task, **settings):
@@ -123,13 +122,15 @@ def exact(network, task, **settings):
     return ExactNGD(network, task.loss, **settings)
 
 
-OFTEN = {"factor_every": 5, "inverse_every": 20}
+OFTEN = {"factor_every": 5, "inverse_every": 20, "early": True}
 EVERY = {"factor_every": 1, "inverse_every": 1}
 RATES = grid(lr=[1e-3, 3e-3, 0.01, 0.03])
 TENTHS = grid(lr=[0.01, 0.03, 0.1, 0.3])
 KRONECKER = grid(kl_clip=[1e-3, 3e-3], damping=[0.01, 0.1])
+KRONECKER_DEEP = grid(kl_clip=[3e-4, 1e-3], damping=[1e-3, 1e-2])
 KRONECKER_SUMS = grid(kl_clip=[3e-3, 1e-2], damping=[1e-3, 1e-2])
 KRONECKER_FULL = grid(kl_clip=[1e-2, 3e-2], damping=[3e-4, 1e-3])
+GRIDS = (KRONECKER, KRONECKER_SUMS, KRONECKER_FULL, KRONECKER_DEEP)
 AUTOENCODERS = ("digits-autoencoder", "autoencoder")
 SMALL = ("digits-autoencoder", "cnn")
 
@@ -140,16 +141,15 @@ CONTENDERS = {
     "Shampoo": Contender(
         shampoo, TENTHS, grid(lr=[3e-3, 0.01, 0.03, 0.1]), only=SMALL, needs=pytorch_optimizer
     ),
-    "KFAC": Contender(ours(ngd_torch.KFAC, **OFTEN), KRONECKER, KRONECKER_SUMS, KRONECKER_FULL),
-    "EKFAC": Contender(ours(ngd_torch.EKFAC, **OFTEN), KRONECKER, KRONECKER_SUMS, KRONECKER_FULL),
-    "ProjectiveKFAC": Contender(
-        ours(ngd_torch.ProjectiveKFAC, **OFTEN), KRONECKER, KRONECKER_SUMS, KRONECKER_FULL
-    ),
+    "KFAC": Contender(ours(ngd_torch.KFAC, **OFTEN), *GRIDS),
+    "EKFAC": Contender(ours(ngd_torch.EKFAC, **OFTEN), *GRIDS),
+    "ProjectiveKFAC": Contender(ours(ngd_torch.ProjectiveKFAC, **OFTEN), *GRIDS),
     "SNGD": Contender(
-        sngd,
-        grid(lr=[1e-3, 3e-3], damping=[0.1, 0.3]),
-        grid(lr=[0.01, 0.03], damping=[0.1, 0.3]),
-        grid(lr=[3e-3, 0.01], damping=[0.3, 1.0]),
+        ours(ngd_torch.SNGD, **OFTEN),
+        grid(kl_clip=[1e-3, 3e-3], damping=[0.01, 0.1]),
+        grid(kl_clip=[3e-3, 1e-2], damping=[0.01, 0.1]),
+        grid(kl_clip=[1e-2, 3e-2], damping=[0.03, 0.3]),
+        grid(kl_clip=[3e-4, 1e-3], damping=[0.01, 0.1]),
     ),
     "FNGD": Contender(
         fngd, grid(lr=[0.3, 1.0], damping=[1.0, 10.0]), grid(lr=[0.1, 0.3], damping=[10.0, 30.0])
@@ -171,6 +171,7 @@ CONTENDERS = {
         ours(ngd_torch.KFAC, **EVERY), KRONECKER, KRONECKER_SUMS, only=SMALL
     ),
     "KFAC, defaults": Contender(ours(ngd_torch.KFAC), grid(lr=[0.1]), grid(lr=[0.1])),
+    "KFAC, early": Contender(ours(ngd_torch.KFAC, early=True), grid(lr=[0.1]), grid(lr=[0.1])),
 }
 
 

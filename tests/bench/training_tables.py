@@ -26,6 +26,7 @@ OURS = {
     "KFAC, every step": "#F06EAA",
     "exact NGD": "#4A4A00",
     "KFAC, defaults": "#76C043",
+    "KFAC, early": "#1B7F3B",
 }
 HEADROOM = 0.08
 """Share of the horizon at which the median of the curves is near the panels' upper end."""
@@ -40,10 +41,10 @@ def reached(run, target):
 
 
 def by_contender(found):
-    runs = {}
+    runs = {name: [] for name in (*PEERS, *OURS)}
     for run in found["runs"]:
         runs.setdefault(run["contender"], []).append(run)
-    return runs
+    return {name: own for name, own in runs.items() if own}
 
 
 def plain(settings):

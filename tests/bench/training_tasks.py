@@ -24,7 +24,7 @@ SMALL = (200, 100, 50, 12)
 """The same for pictures of 8 x 8."""
 INCOMING = 15
 """Weights other than zero of a unit at the start (Martens 2010)."""
-CHARACTERS, LENGTH = 64, 32
+CHARACTERS, LENGTH, PIECES = 64, 32, 4_480
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Task:
     every: int
     """Steps between two looks at the loss."""
     targets: tuple[float, ...]
+    deep: bool = False
+    """Whether it is the transformer or the ResNet, which have grids of their own."""
     longer: int = 1
     """How many times the steps of others SGD and AdamW have, to tune and to count."""
 
@@ -165,11 +167,12 @@ def residual(source):
         shown=(x[:320], y[:320]),
         batch=64,
         options={},
-        short=40,
-        horizon=160,
+        short=30,
+        horizon=120,
         every=5,
         targets=(0.5, 0.2, 0.1, 0.05),
-        longer=3,
+        deep=True,
+        longer=2,
     )
 
 
@@ -200,20 +203,22 @@ def characters():
     number = {c: k for k, c in enumerate(common[: CHARACTERS - 1])}
     coded = torch.tensor([number.get(c, CHARACTERS - 1) for c in text])
     whole = coded[: len(coded) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
+    whole = whole[:: len(whole) // PIECES][:PIECES]
     x, y = whole[:, :-1], whole[:, 1:]
-    shown = slice(None, None, len(whole) // 128)
+    shown = slice(None, None, PIECES // 128)
     return Task(
         about=f"two-layer transformer, d {128}, {len(whole)} pieces of {LENGTH} characters",
         make=Transformer,
         loss=categorical,
-        rows=(x[:3200], y[:3200]) if len(x) < 3200 else (x, y),
-        shown=(x[shown][:128], y[shown][:128]),
+        rows=(x, y),
+        shown=(x[shown], y[shown]),
         batch=32,
         options={"examples": "positions", "class_axis": -1},
-        short=100,
-        horizon=500,
+        short=60,
+        horizon=300,
         every=10,
         targets=(2.5, 2.2, 2.0, 1.8),
+        deep=True,
         longer=2,
     )
 

@@ -201,3 +201,14 @@ def test_kl_clip_is_the_constraint_on_the_sum_over_layers(backend, seed, layers,
 def test_mistakes_get_one_clear_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 10, 64, 100])
+def test_due_at_multiples_and_early_at_powers_of_four_below_the_interval(every):
+    multiples = {k for k in range(250) if k % every == 0}
+    early = {4**j for j in range(8) if 4**j < every}
+    for so, expected in ((False, multiples), (True, multiples | early)):
+        one_by_one = {k for k in range(250) if step.due(k, every, early=so)}
+        together = np.flatnonzero(step.due(np.arange(250), every, early=so))
+        assert one_by_one == expected
+        assert set(together.tolist()) == expected

@@ -12,8 +12,8 @@ MUTANTS = (
     Mutant(
         "statistics at the last step of an interval",
         OPTIMIZERS,
-        "if self.steps % self.factor_every == 0:",
-        "if (self.steps + 1) % self.factor_every == 0:",
+        "if step.due(self.steps, self.factor_every",
+        "if step.due(self.steps + 1, self.factor_every",
         TEST + "test_steps_are_those_of_the_torch_adapter[kfac]",
     ),
     Mutant(

@@ -209,9 +209,9 @@ MUTANTS = (
     Mutant(
         "statistics at the last step of an interval",
         TRANSFORM,
-        "when(count % factor_every == 0",
-        "when((count + 1) % factor_every == 0",
-        TEST_OPTIMIZERS + "test_directions_are_the_methods_own",
+        "when(step.due(count, factor_every",
+        "when(step.due(count + 1, factor_every",
+        TEST_OPTIMIZERS + "test_directions_are_the_methods_own[False]",
     ),
     Mutant(
         "rate of the first step in the clip",

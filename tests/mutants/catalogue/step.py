@@ -10,6 +10,7 @@ KFC_PRE = "ngd_core/step/kfc_pre.py"
 MARQUARDT = "ngd_core/step/levenberg_marquardt.py"
 MOMENTUM = "ngd_core/step/momentum.py"
 QUADRATIC = "ngd_core/step/quadratic.py"
+SCHEDULE = "ngd_core/step/schedule.py"
 DENSE = (
     "tests/core/test_directional.py::"
     "test_derivatives_and_products_are_the_dense_joint_fishers[numpy]"
@@ -17,6 +18,7 @@ DENSE = (
 TEST_KFC_PRE = "tests/core/test_kfc_pre.py::"
 TEST_QUADRATIC = "tests/core/test_quadratic.py::"
 TEST_STEP = "tests/core/test_step.py::"
+DUE = TEST_STEP + "test_due_at_multiples_and_early_at_powers_of_four_below_the_interval"
 PATH = TEST_KFC_PRE + "test_the_path_is_that_of_the_printed_algorithm[numpy]"
 
 MUTANTS = (
@@ -255,5 +257,19 @@ MUTANTS = (
         "square = second[key] / _xp.astype(fix_two, dtype, xp=xp)",
         "square = second[key]",
         TEST_STEP + "test_adam_equals_torch[numpy]",
+    ),
+    Mutant(
+        "early steps go on above the interval",
+        SCHEDULE,
+        "(step < every) & one_bit",
+        "one_bit",
+        DUE + "[10]",
+    ),
+    Mutant(
+        "all powers of two are early steps",
+        SCHEDULE,
+        "one_bit & (step & POWERS_OF_FOUR > 0)",
+        "one_bit",
+        DUE + "[100]",
     ),
 )

@@ -69,8 +69,8 @@ MUTANTS = (
     Mutant(
         "refresh at the last pass of an interval",
         REFRESH,
-        "due = due or local.passes % me.inverse_every == 0",
-        "due = due or (local.passes + 1) % me.inverse_every == 0",
+        "now = now or due(local.passes, me.inverse_every",
+        "now = now or due(local.passes + 1, me.inverse_every",
         DESCENT + "[dense-0.0]",
     ),
     Mutant(

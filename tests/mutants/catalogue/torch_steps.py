@@ -33,8 +33,8 @@ MUTANTS = (
     Mutant(
         "all layers refreshed at the begin of a staggered interval",
         CURVATURE,
-        "self.due or not (self.steps if self.stagger else self.steps % self.inverse_every)",
-        "self.due or not self.steps % self.inverse_every",
+        "if self.stagger and self.steps >= self.inverse_every:",
+        "if self.stagger and self.steps > 10 * self.inverse_every:",
         TEST_STAGGER + "test_each_layer_is_refreshed_at_its_own_step",
     ),
     Mutant(
@@ -91,16 +91,23 @@ MUTANTS = (
     Mutant(
         "statistics at the last step of an interval",
         CURVATURE,
-        "return every or self.steps % self.factor_every == 0",
-        "return every or (self.steps + 1) % self.factor_every == 0",
-        TEST + "test_the_schedule_is_that_of_the_core[2-3]",
+        "return every or self._due(self.factor_every)",
+        "return every or due(self.steps + 1, self.factor_every, early=self.early)",
+        TEST + "test_the_schedule_is_that_of_the_core[2-3-False]",
     ),
     Mutant(
         "refresh at the last step of an interval",
         CURVATURE,
-        "self.due or not (self.steps if self.stagger else self.steps % self.inverse_every)",
-        "self.due or not (self.steps if self.stagger else (self.steps + 1) % self.inverse_every)",
-        TEST + "test_the_schedule_is_that_of_the_core[2-3]",
+        "whole = self.due or self._due(self.inverse_every)",
+        "whole = self.due or due(self.steps + 1, self.inverse_every, early=self.early)",
+        TEST + "test_the_schedule_is_that_of_the_core[2-3-False]",
+    ),
+    Mutant(
+        "early steps asked for and forgotten",
+        CURVATURE,
+        "return bool(due(self.steps, every, early=self.early))",
+        "return bool(due(self.steps, every, early=False))",
+        TEST + "test_the_schedule_is_that_of_the_core[3-5-True]",
     ),
     Mutant(
         "share of the vectors left out",
