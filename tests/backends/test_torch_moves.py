@@ -40,7 +40,7 @@ def test_a_move_is_its_formula_in_every_layout(of_parameter, of_direction, momen
 
 
 @pytest.mark.parametrize("of_parameter", LAYOUTS)
-@pytest.mark.parametrize("bad", ["direction", "vouched"])
+@pytest.mark.parametrize("bad", ["direction", "vouched", "gradient that nothing vouches for"])
 def test_one_bad_move_keeps_all(bad, of_parameter):
     ps = [nn.Parameter(tensor(k, of_parameter)) for k in range(2)]
     buffers = [torch.ones_like(p) for p in ps]
@@ -49,6 +49,8 @@ def test_one_bad_move_keeps_all(bad, of_parameter):
     if bad == "direction":
         directions[1][0, 0, 0, 0] = torch.nan
     vouched = torch.tensor(bad != "vouched")
+    if bad.startswith("gradient"):
+        ps[0].grad, vouched = torch.full_like(ps[0], torch.inf), None
     with torch.no_grad():
         ok = take(
             [

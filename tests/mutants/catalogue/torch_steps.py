@@ -262,7 +262,7 @@ MUTANTS = (
         GUARD,
         "found = found & torch.isfinite(_sizes(grads)).all()",
         "found = found & True",
-        TEST_MALFORMED + "test_each_at_the_first_step[SOFIM-a NaN gradient]",
+        TEST_MOVES + "test_one_bad_move_keeps_all[gradient that nothing vouches for-contiguous]",
     ),
     Mutant(
         "rate not in the bound on what will be",
