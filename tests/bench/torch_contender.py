@@ -109,6 +109,10 @@ OPTIMIZERS = {
     "AdamW": lambda m, **_: torch.optim.AdamW(m.parameters(), RATE),
     "K-FAC 10/100": lambda m, **o: ngd_torch.KFAC(m, RATE, **OFTEN, **o),
     "K-FAC 10/100, empirical": lambda m, **o: ngd_torch.KFAC(m, RATE, **EMPIRICAL, **o),
+    "K-FAC 10/100, factored gradient": lambda m, **o: ngd_torch.KFAC(
+        m, RATE, factored_gradient=True, **OFTEN, **o
+    ),
+    "K-FAC 10/100, staggered": lambda m, **o: ngd_torch.KFAC(m, RATE, stagger=True, **OFTEN, **o),
     "K-FAC every step": lambda m, **o: ngd_torch.KFAC(m, RATE, **EVERY, **o),
     "EKFAC 10/100": lambda m, **o: ngd_torch.EKFAC(m, RATE, **OFTEN, **o),
     "Projective 10/100": lambda m, **o: ngd_torch.ProjectiveKFAC(m, RATE, **OFTEN, **o),
