@@ -24,6 +24,7 @@ __all__ = [
     "index_dtype",
     "is_array",
     "is_other",
+    "mix",
     "namespace_of",
     "on_host",
     "ones",

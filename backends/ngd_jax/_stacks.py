@@ -1,7 +1,8 @@
 """Factorisations of stacks of matrices, which on CPUs go one after the other.
 
 jaxlib (seen in 0.10.2) splits a stack over the very threads that run the step, and waits for them:
-as many stacks at a time as there are threads wait for each other for ever.
+as many stacks at a time as there are threads wait for each other for ever. A `jax.vmap` of what is
+here makes stacks again.
 """
 
 from __future__ import annotations

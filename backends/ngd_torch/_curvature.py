@@ -293,7 +293,8 @@ class Curvature:
         }
         self.info = {}
         self.rows.clear()
-        self.due = self.due or len(stay) < len(states)
+        gone = len(states) < len(self.layers)  # turns are dealt anew
+        self.due = self.due or len(stay) < len(states) or (self.stagger and gone)
         self.layers, self.by_name = layers, {layer.spec.name: layer for layer in layers}
         generators = self.capture.generators
         self.capture.close()
@@ -329,6 +330,7 @@ class Curvature:
         """Tell whether a layer's direction may be made from so many rows."""
         return (
             isinstance(self.method, KFAC)
+            and not self.capture.compiled
             and self.method.factors_gradient(layer.spec, rows)
             and can_keep(layer)
         )
@@ -673,7 +675,8 @@ TOGETHER = (DenseNGD, SOFIM, TridiagonalKFAC)
 def staggered(layers: int, inverse_every: int, factor_every: int) -> list[int]:
     """Step of the interval at which each of some layers is refreshed, after the first refresh.
 
-    Evenly apart, and a step late rather than at one with statistics, which is dear already.
+    Evenly apart, and a step late rather than at one with statistics, which is dear already, where
+    `factor_every` divides `inverse_every`.
     """
     even = (k * inverse_every // layers for k in range(layers))
     return [(at + (at % factor_every == 0)) % inverse_every for at in even]

@@ -109,7 +109,7 @@ RATES = 2.0**-60, 2.0**60
 def _rated(move: Move) -> Move:
     """Move with its scale in its rate, which saves a pass, where there is no momentum."""
     if move.scale is not None and move.buffer is None and move.scale.device.type == "cpu":
-        rate = move.lr * float(move.scale)
+        rate = float(move.lr) * float(move.scale)
         if RATES[0] <= rate <= RATES[1]:
             return move._replace(lr=rate, scale=None)
     return move

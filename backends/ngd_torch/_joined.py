@@ -11,7 +11,7 @@ from ngd_core.methods.sofim import SOFIMState
 
 __all__ = ["Joined", "apart", "flat", "fits", "joined", "views"]
 
-Kind = tuple[torch.device, torch.dtype]
+Kind = tuple[torch.device, torch.dtype, torch.Size]
 
 
 class Joined(NamedTuple):
@@ -39,7 +39,7 @@ class Joined(NamedTuple):
 
 
 def _kinds(grads: Mapping[int, torch.Tensor]) -> dict[int, Kind]:
-    return {k: (grad.device, grad.dtype) for k, grad in grads.items()}
+    return {k: (grad.device, grad.dtype, grad.shape) for k, grad in grads.items()}
 
 
 def fits(state: Joined, grads: Mapping[int, torch.Tensor]) -> bool:

@@ -105,11 +105,12 @@ class Options(TypedDict, total=False):
         place* of the gradients, in the same backward pass and at about its cost. Their ``.grad``
         then is the direction, not the gradient: so are its norm, what clips it and what
         `torch.amp.GradScaler` sees; `stats` has nothing of these layers, ``kl_clip`` is not to be
-        had, nor gradients of gradients, nor several processes (False).
+        had, nor gradients of gradients, activation checkpoints around such layers, or several
+        processes (False).
     stagger : bool
         After the first refresh, of all layers, refresh each at a step of its own within
         ``inverse_every``, so that no step pays for all: evenly apart in the order of the layers,
-        a step late rather than at one with statistics (False).
+        a step late rather than at one with statistics where ``factor_every`` divides it (False).
     """
 
     damping: float
@@ -459,11 +460,12 @@ class KFAC(NaturalGradient):
         Taken in steps alone whose ``weight.grad`` is what one backward pass made: with a penalty
         in the loss, accumulation (also by ``zero_grad(set_to_none=False)``), clipping, unscaling,
         weights that several layers share or mixed precision, layers go the usual way, and
-        ``stats[name]["factored"]`` is 0 instead of 1. What is written to ``.grad.data``, of which
-        PyTorch keeps no count, is seen from half of the digits on (3e-4 of a gradient in float32),
-        and not below. Costs the memory of the layers' inputs and
-        output gradients until the step, and on a GPU a wait for each layer. Compiled models go
-        the usual way, several processes are refused, and the split "exact" (False).
+        ``stats[name]["factored"]`` is 0 instead of 1. What is written to ``.grad.data`` or by a
+        gradient scaler, of which PyTorch keeps no count, is seen where it is more than rounding
+        sums may do (some 1e-5 of a gradient in float32); less is not in the direction. Costs the
+        memory of the layers' inputs and output gradients until the step, and on a GPU a wait for
+        each layer. Compiled models go the usual way, several processes are refused, and the split
+        "exact" (False).
     **options
         As in `Options`.
     """

@@ -42,9 +42,9 @@ def reconstruct(
     function is that of the model. A step of plain gradient descent on V is one of the natural
     gradient on ``[W b]`` in the metric of local Fisher matrices.
 
-    At the end of every `inverse_every`-th forward pass in training mode, and of some early ones,
-    P is made anew, V is re-projected so that the function stays, and so are gradients that V has
-    already. Momentum is re-projected in optimizers known by `attach`.
+    At the end of every `inverse_every`-th forward pass in training mode, with `early` also of some
+    early ones, P is made anew, V is re-projected so that the function stays, and so are gradients
+    that V has already. Momentum is re-projected in optimizers known by `attach`.
 
     Parameters
     ----------

@@ -69,5 +69,12 @@ def watch_rows(x: torch.Tensor, z: torch.Tensor, keep: Callable[[Rows], None]) -
 def _passed(x: torch.Tensor, keep: Callable[[Rows], None], made: Any, given: Any) -> None:
     """Look at the gradients that a product's backward made, the weight's last, of those given."""
     (g,), weight = given, made[-1]
-    if g is not None and weight is not None:
-        keep(Rows(x, g, weight, (x._version, g._version, weight._version)))
+    if g is None or weight is None or _several(weight):
+        return
+    keep(Rows(x, g, weight, (x._version, g._version, weight._version)))
+
+
+def _several(x: torch.Tensor) -> bool:
+    """Tell whether x stands for one of several under a vmap, whose memory cannot be told."""
+    wrapped = torch._C._functorch
+    return bool(wrapped.is_legacy_batchedtensor(x) or wrapped.is_functorch_wrapped_tensor(x))

@@ -129,7 +129,8 @@ class SOFIM(torch.optim.Optimizer):  # type: ignore[misc]
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step; a parameter without a gradient counts as one with a zero gradient.
 
-        A step with a number that is not finite is left out, as by `NaturalGradient.step`.
+        A step with a number that is not finite is left out: no parameter moves, and the momentum
+        takes in every finite gradient, also that of a step whose parameters would not be finite.
 
         Parameters
         ----------

@@ -79,6 +79,8 @@ def image_moment(
 
     Raises
     ------
+    TypeError
+        For an integer array.
     ValueError
         If the dilated kernel is larger than the padded input.
 
@@ -97,6 +99,7 @@ def image_moment(
            [1.5, 6.5]])
     """
     xp = _checks.common_namespace(xp, x=x)
+    _checks.floating(xp, x=x)
     if _turns(geometry):
         x, geometry = xp.matrix_transpose(x), _turned(geometry)
     out = geometry.output_size(*x.shape[2:])

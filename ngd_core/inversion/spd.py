@@ -28,8 +28,8 @@ ENOUGH = 2.0**-10
 
 ``tr(m) / damping`` bounds the condition number of the damped matrix less 1, so this is what
 rounding the entries of m to their dtype, which was done, can change in the inverse, relative to its
-norm; a factorisation in the same dtype errs by a few times as much at worst (Higham, Accuracy and
-Stability of Numerical Algorithms, section 14.1).
+norm. A factorisation in the same dtype errs by a few times as much as a rule; what can be proved
+has a further factor of about the order of m.
 """
 
 
@@ -232,14 +232,15 @@ def damped_inverse(
     def attempt(work: DType) -> tuple[Array, Array, Array]:
         return _attempt(m, damping, previous, work, ops=ops, xp=xp)
 
-    chosen = dtype is None and ops.eager and work != m.dtype
+    least = _xp.working(m.dtype, xp=xp)
+    chosen = dtype is None and ops.eager and work != least
     if chosen:
         enough = well_damped(m, damping, xp=xp)
-        inverse, ok, raised = ops.cond(
-            enough, lambda: attempt(m.dtype), lambda: attempt(work), xp=xp
-        )
+        inverse, ok, raised = ops.cond(enough, lambda: attempt(least), lambda: attempt(work), xp=xp)
+        settled = xp.all(ok) | ~enough
     else:
         inverse, ok, raised = attempt(work)
+        settled = xp.all(ok)
     code = mild_code(raised, xp=xp)
     if double is not None and (chosen or double != work):
 
@@ -252,7 +253,7 @@ def damped_inverse(
                 xp.where(ok, code, doubled),
             )
 
-        inverse, ok, code = ops.cond(xp.all(ok), lambda: (inverse, ok, code), again, xp=xp)
+        inverse, ok, code = ops.cond(settled, lambda: (inverse, ok, code), again, xp=xp)
     code = fallback_code(ok, good, code, xp=xp)
     return _where(ok, inverse, previous, ops=ops, xp=xp), good | ok, code
 

@@ -51,17 +51,24 @@ def usable(spec: LayerSpec, record: LayerRecord, grad: Array, like: Array) -> bo
 def is_product(spec: LayerSpec, record: LayerRecord, grad: Array, *, xp: Namespace) -> Array:
     """Tell whether the weight's part of a gradient is the product of a record's rows.
 
-    Both are multiplied by one vector, and may differ by half of their digits: products that cancel
-    have few of them. No where numbers are not finite, or so small that their squares are lost.
+    Both are multiplied by one vector p, and output by output they may differ by what rounding sums
+    may do: ``2 eps |p| |g_o| |a| / N`` with Euclidean norms of a column and of all inputs. What is
+    smaller than that is not seen, and `applied` leaves it out. No where numbers are not finite.
     """
     a, g = _rows(spec, record, xp=xp)
     places = _xp.arange(a.shape[1], like=a, xp=xp)
     probe = xp.cos(places * places)
-    seen = grad[:, : a.shape[1]] @ probe
-    gap = seen - _mean((a @ probe) @ g, record)
-    bound = _xp.eps(a.dtype, xp=xp) * (seen @ seen)
-    normal = (bound >= float(xp.finfo(a.dtype).smallest_normal)) & xp.isfinite(bound)
-    return normal & (gap @ gap < bound)
+    gap = grad[:, : a.shape[1]] @ probe - _mean((a @ probe) @ g, record)
+    size = _mean(_norm(g, axis=0, xp=xp), record) * _norm(a, xp=xp) * _norm(probe, xp=xp)
+    bound = 2 * _xp.eps(a.dtype, xp=xp) * size
+    return xp.all((xp.abs(gap) <= bound) & xp.isfinite(bound))
+
+
+def _norm(x: Array, *, axis: int | None = None, xp: Namespace) -> Array:
+    """Euclidean norm, whatever its square is."""
+    largest = xp.linalg.vector_norm(x, ord=float("inf"))
+    unit = xp.where(largest > 0, largest, _xp.ones((), like=x, xp=xp))
+    return xp.linalg.vector_norm(x / unit, axis=axis) * unit
 
 
 def applied(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 from ngd_core import _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors import (
+    Rows,
     gradient_rows,
     input_moment,
     input_samples,
@@ -154,18 +154,18 @@ def _finite(*arrays: Array, ops: Ops, xp: Namespace) -> Array:
 
 def _views(spec: LayerSpec, record: LayerRecord, *, xp: Namespace) -> tuple[View, View]:
     """One batch as A and as G see it; nothing is computed before it is called for."""
-    canonical = cache(partial(rows, spec, record, xp=xp))
     bias, sharing = spec.bias, spec.sharing
-    m, n, t = gradient_rows(spec, record, xp=xp).shape[-4:-1]
+    y = gradient_rows(spec, record, xp=xp)
+    m, n, t = y.shape[-4:-1]
     positions = t if sharing == "expand" else 1
     of_a = View(
         full=lambda: input_moment(spec, record, xp=xp),
-        samples=lambda: input_samples(canonical(), bias=bias, sharing=sharing, xp=xp),
+        samples=lambda: input_samples(rows(spec, record, xp=xp), bias=bias, sharing=sharing, xp=xp),
         rows=n * positions,
     )
     of_g = View(
         full=lambda: output_moment(spec, record, xp=xp),
-        samples=lambda: output_samples(canonical(), sharing=sharing, xp=xp),
+        samples=lambda: output_samples(Rows(y, y), sharing=sharing, xp=xp),
         rows=m * n * positions,
     )
     return of_a, of_g

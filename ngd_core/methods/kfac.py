@@ -92,8 +92,10 @@ class KFAC:
     factored_gradient : bool
         Whether a dense layer's direction is made from the rows of its record, where `direction` is
         given one whose product is the gradient: ``(G^-1 g^T) (a A^-1) / N``, the same up to
-        rounding, at less cost as `factors_gradient` counts. `ops` should be `EAGER` or faster, as
-        `PURE` computes both ways. With the split "pi" alone.
+        rounding, at less cost as `factors_gradient` counts. A product with one vector tells whether
+        it is: what adds less to the gradient than rounding its sums may (some 1e-5 of it in
+        float32) is not seen and not in the direction, so give no records if you add anything. `ops`
+        should be `EAGER` or faster, as `PURE` computes both ways. With the split "pi" alone.
 
     Raises
     ------

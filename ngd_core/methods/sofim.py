@@ -14,7 +14,7 @@ from ngd_core import _checks, _xp
 from ngd_core._typing import Array, Namespace
 from ngd_core.factors import mean_gradient
 from ngd_core.factors.average import new_share
-from ngd_core.inversion.ops import PURE, Ops, all_finite
+from ngd_core.inversion.ops import PURE, Ops, all_fit
 from ngd_core.methods._common import check_specs, guarded
 from ngd_core.rank_one import rank_one_divisor, rank_one_solve
 from ngd_core.types import IDENTITY, KINDS, OK, Hyper, Info, LayerRecord, LayerSpec
@@ -219,18 +219,21 @@ class SOFIM:
         }
         xp = self._check(xp, state, grads)
         decay = hyper.decay if self.beta is None else self.beta
-        finite = {key: all_finite(grad, ops=self.ops, xp=xp) for key, grad in grads.items()}
+        tensors = dict(state.tensors)
+        finite = {
+            key: all_fit(grad, tensors[key].moment.dtype, ops=self.ops, xp=xp)
+            for key, grad in grads.items()
+        }
         if self.scope == "global":
             together = xp.all(xp.stack(list(finite.values())))
             finite = dict.fromkeys(finite, together)
-        tensors = dict(state.tensors)
         for key, grad in grads.items():
             old, ok = tensors[key], finite[key]
+            grad = self.ops.select(ok, grad, _xp.zeros((), like=grad, xp=xp), xp=xp)
             grad = _xp.astype(grad, old.moment.dtype, xp=xp)
             share, weight = new_share(old.weight, 1, decay, xp=xp)
-            nothing = _xp.zeros((), like=grad, xp=xp)
-            grad = self.ops.select(ok, grad, nothing, xp=xp)
-            share = xp.where(ok, _xp.astype(share, grad.dtype, xp=xp), nothing)
+            share = _xp.astype(share, grad.dtype, xp=xp)
+            share = xp.where(ok, share, _xp.zeros((), like=grad, xp=xp))
             tensors[key] = SOFIMTensor(
                 self.ops.mix(old.moment, grad, share, xp=xp),
                 xp.where(ok, weight, old.weight),

@@ -20,11 +20,12 @@ from ngd_core.testing import assert_close
 
 N, BEFORE, AFTER, EPOCH = 12, 4, 4, 3
 COMMON = {"factor_every": 2, "inverse_every": 3, "momentum": 0.0}
+HALVES = {"rank": 0.5, "sides": "both"}
 KINDS = {
     "kfac": ("KFAC", "kfac", {**COMMON, "damping_split": "exact"}, "exact"),
     "ekfac": ("EKFAC", "ekfac", COMMON, "exact"),
     "sngd": ("SNGD", "sngd", COMMON, "empirical"),
-    "projective": ("ProjectiveKFAC", "projective_kfac", {**COMMON, "rank": 0.5}, "exact"),
+    "projective": ("ProjectiveKFAC", "projective_kfac", {**COMMON, **HALVES}, "exact"),
     "fngd": ("FNGD", "fngd", {"batch_size": N, "momentum": 0.0}, "empirical"),
 }
 NAMES = {

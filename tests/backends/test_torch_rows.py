@@ -110,6 +110,20 @@ def test_gradients_of_gradients_are_there():
     assert torch.equal(*found)
 
 
+def test_several_vectors_at_a_time_make_nobodys_gradient():
+    found = []
+    for factored in (True, False):
+        model, optimizer = made(factored_gradient=factored)
+        x, y = batch(0)
+        outputs = model(x)
+        functional.cross_entropy(outputs, y).backward(retain_graph=True)
+        vectors = torch.stack([torch.ones_like(outputs), torch.zeros_like(outputs)])
+        torch.autograd.grad(outputs, model.wide.weight, vectors, is_grads_batched=True)
+        optimizer.step()
+        found.append(model.wide.weight.detach())
+    assert_close(found[0].numpy(), found[1].numpy(), size=100, kappa=1e3)
+
+
 def clipped(model, optimizer):
     backward(model, optimizer, 9)
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)

@@ -259,6 +259,29 @@ def test_a_damping_that_allows_it_chooses_the_factors_own_dtype(ops, dtype, shar
     assert x.dtype == m.dtype
 
 
+def test_what_failed_in_float64_is_not_tried_again():
+    """As for a layer without statistics, whose damping is NaN, in a stack with others."""
+    tried = []
+
+    def look(m, *, xp):
+        tried.append(str(m.dtype))
+        return PURE.spd_inverse(m, xp=xp)
+
+    m = np.broadcast_to(np.eye(3, dtype="float32"), (2, 3, 3))
+    damping = np.asarray([0.1, np.nan], dtype="float32")
+    ops = replace(EAGER, spd_inverse=look)
+    _, good, _ = inversion.damped_inverse(m, damping, m, np.zeros(2, bool), ops=ops)
+    assert tried == ["float64"]
+    assert good.tolist() == [True, False]
+
+
+def test_half_precision_is_factorised_in_float32():
+    m = np.eye(3, dtype="float16")
+    x, good, code = inversion.damped_inverse(m, 10.0, m, np.asarray(False), ops=EAGER)
+    assert (bool(good), int(code), x.dtype) == (True, 0, m.dtype)
+    assert_close(x.astype("float32"), np.eye(3) / 11, dtype="float16", size=3)
+
+
 @law(seed=seeds, n=st.sampled_from([1, 2, 7, 20, 65, 130]), scale=scales)
 def test_what_the_damping_allows_errs_little_more_than_the_rounded_factor(backend, seed, n, scale):
     """Least damping for which float32 is enough, a matrix of one dominant eigenvalue."""

@@ -338,6 +338,14 @@ def test_a_non_finite_gradient_poisons_nothing(backend, seed, scope, bad, dtype)
         assert np.isfinite(state.tensors[key].moment).all()
 
 
+def test_a_gradient_too_large_for_the_state_is_refused():
+    method, hyper = SOFIM(1.0), Hyper()
+    state = method.init({"w": np.zeros(2, "float32")})
+    state = method.accumulate(state, {"w": np.asarray([1e39, 1.0])}, hyper)
+    assert int(state.tensors["w"].rejected) == 1
+    assert np.array_equal(state.tensors["w"].moment, np.zeros(2))
+
+
 @law(seed=seeds, scope=scopes, dtype=dtypes)
 def test_without_momentum_the_direction_is_the_gradient(backend, seed, scope, dtype):
     method, grads = SOFIM(0.5, scope=scope), backend.tree(draw(rng(seed)), dtype)

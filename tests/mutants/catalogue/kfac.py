@@ -48,6 +48,13 @@ MUTANTS = (
         + "test_a_damping_that_allows_it_chooses_the_factors_own_dtype[0.99-False-float32-eager]",
     ),
     Mutant(
+        "a failure in float64 tried once more",
+        "ngd_core/inversion/spd.py",
+        "settled = xp.all(ok) | ~enough",
+        "settled = xp.all(ok)",
+        "tests/core/test_inversion.py::test_what_failed_in_float64_is_not_tried_again",
+    ),
+    Mutant(
         "a failure in the dtype chosen by the damping not repeated in float64",
         SPD,
         "if double is not None and (chosen or double != work):",
@@ -354,17 +361,24 @@ MUTANTS = (
     Mutant(
         "rows taken for the gradient's unseen",
         GRADIENT_FACTORS,
-        "return normal & (gap @ gap < bound)",
-        "return normal",
+        "return xp.all((xp.abs(gap) <= bound) & xp.isfinite(bound))",
+        "return xp.all(xp.isfinite(bound + gap))",
         TEST_GRADIENT_FACTORS
         + "test_a_gradient_that_is_no_product_goes_the_usual_way[a penalty in the loss-eager]",
     ),
     Mutant(
-        "numbers compared whose squares are lost",
+        "norms by squares that are lost or overflow",
         GRADIENT_FACTORS,
-        "normal = (bound >= float(xp.finfo(a.dtype).smallest_normal)) & xp.isfinite(bound)",
-        "normal = bound >= -1",
+        "return xp.linalg.vector_norm(x / unit, axis=axis) * unit",
+        "return xp.linalg.vector_norm(x, axis=axis)",
         TEST_GRADIENT_FACTORS + "test_numbers_of_any_size_give_the_usual_direction[1e+25]",
+    ),
+    Mutant(
+        "half of the digits compared",
+        GRADIENT_FACTORS,
+        "bound = 2 * _xp.eps(a.dtype, xp=xp) * size",
+        "bound = 2 * _xp.eps(a.dtype, xp=xp) ** 0.5 * size",
+        TEST_GRADIENT_FACTORS + "test_a_small_penalty_is_seen_in_float32",
     ),
     Mutant(
         "rows of the bias' column not counted",

@@ -179,8 +179,8 @@ MUTANTS = (
     Mutant(
         "a gradient that is not finite enters the momentum",
         SOFIM,
-        "grad = self.ops.select(ok, grad, nothing, xp=xp)",
-        "grad = grad + nothing",
+        "grad = self.ops.select(ok, grad, _xp.zeros((), like=grad, xp=xp), xp=xp)",
+        "grad = grad + 0",
         TEST_SOFIM + "test_a_non_finite_gradient_poisons_nothing[numpy]",
     ),
     Mutant(
