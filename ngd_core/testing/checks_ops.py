@@ -23,7 +23,7 @@ FUNCTIONS = (
     *("searchsorted", "sort", "sqrt", "square", "stack", "sum", "take", "tanh", "vecdot"),
     *("where", "zeros", "zeros_like", "__array_namespace_info__", "linalg.cholesky"),
     *("linalg.diagonal", "linalg.eigh", "linalg.eigvalsh", "linalg.inv", "linalg.qr"),
-    *("linalg.svd", "linalg.trace"),
+    *("linalg.svd", "linalg.trace", "linalg.vector_norm"),
 )
 """Functions of the Array API standard that the core calls."""
 
