@@ -129,10 +129,10 @@ def clipped(model, optimizer):
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
 
 
-def scaled_by_next_to_nothing(model, optimizer):
+def written_as_it_was(model, optimizer):
     backward(model, optimizer, 9)
     for p in model.parameters():
-        p.grad.mul_(1 - 1e-14)
+        p.grad.mul_(1.0)
 
 
 def clipped_out_of_sight(model, optimizer):
@@ -164,7 +164,7 @@ def not_set_to_none(model, optimizer):
 def replaced(model, optimizer):
     backward(model, optimizer, 9)
     for p in model.parameters():
-        p.grad = p.grad * (1 - 1e-14)
+        p.grad = p.grad.clone()
 
 
 def overwritten_input(model, optimizer):
@@ -179,7 +179,7 @@ def hooked(model, optimizer):
 
 CHANGES = {
     clipped: {"wide": 0, "plain": 0},
-    scaled_by_next_to_nothing: {"wide": 0, "plain": 0},
+    written_as_it_was: {"wide": 0, "plain": 0},
     clipped_out_of_sight: {"wide": 0, "plain": 0},
     penalised: {"wide": 0, "plain": 0},
     accumulated: {"wide": 0, "plain": 0},
