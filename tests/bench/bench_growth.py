@@ -111,7 +111,7 @@ def point(make, size, method):
                 optimizer.epoch_end()
         return optimizer
 
-    begun().close()  # what libraries make at their first use of a size, and keep
+    getattr(begun(), "close", bool)()  # what libraries make at their first use of a size, and keep
     before = held()
     optimizer = begun()
     kept = held() - before
