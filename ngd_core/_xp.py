@@ -30,6 +30,7 @@ __all__ = [
     "ones",
     "pad",
     "scalar",
+    "widest",
     "working",
     "zeros",
 ]
@@ -170,3 +171,9 @@ def add_at(x: Array, index: tuple[object, ...], values: Array) -> Array:
         return x.at[index].add(values)
     x[index] += values
     return x
+
+
+def widest(dtype: DType, *, xp: Namespace) -> DType:
+    """Dtype of long sums: float64 where the namespace has it, otherwise at least float32."""
+    wide = double(xp=xp)
+    return working(dtype, xp=xp) if wide is None else wide

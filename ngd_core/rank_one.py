@@ -196,12 +196,7 @@ def _named(name: str, key: Any) -> str:
 
 
 def _wide(arrays: Mapping[Key, Array], *, xp: Namespace) -> dict[Key, Array]:
-    return {key: _xp.astype(x, _wider(x.dtype, xp=xp), xp=xp) for key, x in arrays.items()}
-
-
-def _wider(dtype: DType, *, xp: Namespace) -> DType:
-    double = _xp.double(xp=xp)
-    return _xp.working(dtype, xp=xp) if double is None else double
+    return {key: _xp.astype(x, _xp.widest(x.dtype, xp=xp), xp=xp) for key, x in arrays.items()}
 
 
 def _limit(dtype: DType, *, xp: Namespace) -> float:
@@ -213,13 +208,13 @@ def _limit(dtype: DType, *, xp: Namespace) -> float:
 def _roomy(arrays: Mapping[Any, Array], *, xp: Namespace) -> bool:
     """Tell whether no finite number of the arrays' dtypes is too large for squares in the wide."""
     dtypes = [x.dtype for x in arrays.values()]
-    limit = min(_limit(_wider(dtype, xp=xp), xp=xp) for dtype in dtypes)
+    limit = min(_limit(_xp.widest(dtype, xp=xp), xp=xp) for dtype in dtypes)
     return all(float(xp.finfo(dtype).max) <= limit for dtype in dtypes)
 
 
 def _scaled_square(arrays: Mapping[Any, Array], *, ops: Ops, xp: Namespace) -> tuple[Array, Array]:
     first = next(iter(arrays.values()))
-    one = _xp.ones((), like=first, dtype=_wider(first.dtype, xp=xp), xp=xp)
+    one = _xp.ones((), like=first, dtype=_xp.widest(first.dtype, xp=xp), xp=xp)
     if _roomy(arrays, xp=xp):
         return one, _total([ops.square(x, xp=xp) for x in arrays.values()])
     wide, largest = _wide(arrays, xp=xp), one

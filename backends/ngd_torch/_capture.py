@@ -22,7 +22,8 @@ from ngd_torch._reads import read_elsewhere
 from ngd_torch._rows import Rows, watch_rows
 from ngd_torch._shards import is_sharded
 from ngd_torch._unrolled import fused, watch
-from ngd_torch._weighted import Weigh, weighted
+from ngd_torch._weighing import Weigh
+from ngd_torch._weighted import weighted
 
 __all__ = ["Capture"]
 

@@ -126,8 +126,6 @@ def _level(move: Move) -> Move:
         direction = torch.mul(direction, scale, out=torch.empty_like(p, dtype=direction.dtype))
     elif direction.stride() != p.stride():
         direction = torch.empty_like(p, dtype=direction.dtype).copy_(direction)
-    elif p is move.p:
-        return move
     return move._replace(p=p, direction=direction, buffer=buffer, scale=None)
 
 

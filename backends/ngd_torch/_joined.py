@@ -19,7 +19,7 @@ class Joined(NamedTuple):
 
     Parameters
     ----------
-    kinds : dict of int to (device, dtype)
+    kinds : dict of int to (device, dtype, shape)
         Of each array's gradient.
     members : list of list of int
         Arrays in each vector.

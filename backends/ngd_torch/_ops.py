@@ -19,8 +19,7 @@ def _spd_inverse(m: Array, *, xp: Namespace) -> Array:
 
 
 def _select(pred: Array, x: Array, other: Array, *, xp: Namespace | None = None) -> Array:
-    on_host = pred.ndim == 0 and pred.device.type == "cpu"
-    if on_host and not torch.compiler.is_compiling() and bool(pred):
+    if pred.ndim == 0 and _on_host(pred) and bool(pred):
         return x
     return torch.where(pred, x, other)
 

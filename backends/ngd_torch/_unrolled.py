@@ -32,7 +32,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ngd_torch._weighted_attention import CAN_WEIGH, Weigh, weighted_attention, weighted_product
+from ngd_torch._weighing import Weigh
+from ngd_torch._weighted_attention import CAN_WEIGH, weighted_attention, weighted_product
 
 __all__ = ["Watched", "Watcher", "fused", "watch"]
 

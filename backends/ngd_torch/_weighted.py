@@ -7,19 +7,17 @@ the smaller of inputs and gradients is gone through once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ngd_torch._layers import RULES, Layer
+from ngd_torch._weighing import Weigh, per_row
 from ngd_torch._weighted_norms import NORMS, weighted_norm
 
-__all__ = ["Weigh", "can_weigh", "weighted"]
+__all__ = ["can_weigh", "weighted"]
 
-Weigh = Callable[[int], torch.Tensor]
-"""Weights of the rows of an input, given their number, asked for in the backward pass."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PROJECTION = nn.modules.linear.NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS, *NORMS)
@@ -48,7 +46,7 @@ def weighted(layer: Layer, x: torch.Tensor, z: torch.Tensor, weigh: Weigh) -> to
     """
     module, held = layer.module, [z.detach()]
     if isinstance(module, nn.Embedding):
-        z.register_hook(lambda g: g * _rows(weigh(len(g)), g))
+        z.register_hook(lambda g: g * per_row(weigh(len(g)), g))
         return z
     if isinstance(module, NORMS):
         return weighted_norm(module, x, z, weigh)
@@ -77,16 +75,11 @@ def _options(module: Any, x: torch.Tensor) -> tuple[Any, ...]:
     )
 
 
-def _rows(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """One value a row of x, beside its other axes."""
-    return v.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
-
 def _weighted_pair(
     g: torch.Tensor, a: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients and inputs, the rows of the smaller of them times their weights."""
-    return (g, a * _rows(v, a)) if a.numel() <= g.numel() else (g * _rows(v, g), a)
+    return (g, a * per_row(v, a)) if a.numel() <= g.numel() else (g * per_row(v, g), a)
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-__all__ = ["CAN_WEIGH", "Weigh", "weighted_attention", "weighted_product"]
+from ngd_torch._weighing import Weigh
 
-Weigh = Callable[[int], torch.Tensor]
+__all__ = ["CAN_WEIGH", "weighted_attention", "weighted_product"]
+
 Find = Callable[[Any, int], Weigh | None]
 ATTENTION: Any = functional.multi_head_attention_forward
 PROJECTIONS = ("_in_projection", "_in_projection_packed")

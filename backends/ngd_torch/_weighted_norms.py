@@ -7,15 +7,15 @@ gradients of a scale an example has to itself, for layer norms as factors of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from ngd_torch._weighing import Weigh, per_row
+
 __all__ = ["NORMS", "weighted_norm"]
 
-Weigh = Callable[[int], torch.Tensor]
 BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, *BATCH)
 """Types of modules that `weighted_norm` knows."""
@@ -55,11 +55,6 @@ def _kept(z: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor] | Non
     return (node._saved_result1, node._saved_result2) if node.name() == name else None
 
 
-def _rows(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """One value a row of x, beside its other axes."""
-    return v.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
-
 class _LayerNorm(torch.autograd.Function):  # type: ignore[misc]
     """Layer norm, computed before."""
 
@@ -90,7 +85,7 @@ class _LayerNorm(torch.autograd.Function):  # type: ignore[misc]
             some = [True, False, False]
             to_x, *_ = gradient(g, a, ctx.shape, mean, deviation, weight, bias, some)
         if needs_weight:
-            deviation = deviation * _rows(v, deviation)
+            deviation = deviation * per_row(v, deviation)
             some = [False, True, False]
             _, to_weight, _ = gradient(g, a, ctx.shape, mean, deviation, weight, bias, some)
         if needs_bias:
@@ -169,5 +164,5 @@ class _BatchNorm(torch.autograd.Function):  # type: ignore[misc]
         if needs_weight or needs_bias:
             v = ctx.weigh(len(g))
             some = [False, needs_weight, needs_bias]
-            _, to_weight, to_bias = gradient(g * _rows(v, g), a, weight, *ctx.options, some)
+            _, to_weight, to_bias = gradient(g * per_row(v, g), a, weight, *ctx.options, some)
         return to_x, to_weight, to_bias, None, None, None

@@ -51,9 +51,7 @@ def _mix_pure(x: Array, y: Array, share: Array, *, xp: Namespace) -> Array:
 
 
 def _square_pure(x: Array, *, xp: Namespace) -> Array:
-    double = _xp.double(xp=xp)
-    dtype = _xp.working(x.dtype, xp=xp) if double is None else double
-    flat = xp.reshape(_xp.astype(x, dtype, xp=xp), (-1,))
+    flat = xp.reshape(_xp.astype(x, _xp.widest(x.dtype, xp=xp), xp=xp), (-1,))
     return flat @ flat
 
 

@@ -53,8 +53,8 @@ MUTANTS = (
     Mutant(
         "norm accumulated in float32",
         OPS,
-        "    double = _xp.double(xp=xp)\n    dtype = _xp.working",
-        "    double = None\n    dtype = _xp.working",
+        "_xp.astype(x, _xp.widest(x.dtype, xp=xp), xp=xp), (-1,)",
+        "_xp.astype(x, _xp.working(x.dtype, xp=xp), xp=xp), (-1,)",
         TEST_SOFIM + "test_float32_keeps_its_digits_where_the_two_terms_cancel",
     ),
     Mutant(

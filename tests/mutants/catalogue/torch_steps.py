@@ -48,7 +48,7 @@ MUTANTS = (
         "gradient at the input weighted too",
         WEIGHTED,
         "to_x = g @ weight.to(g.dtype)",
-        "to_x = (g * _rows(v, g)) @ weight.to(g.dtype)",
+        "to_x = (g * per_row(v, g)) @ weight.to(g.dtype)",
         TEST_WEIGHTED + "test_the_gradient_is_the_weighted_sum_of_per_example_gradients[6]",
     ),
     Mutant(
@@ -309,8 +309,8 @@ MUTANTS = (
     Mutant(
         "examples of a layer norm count alike",
         NORMS,
-        "deviation = deviation * _rows(v, deviation)",
-        "deviation = deviation * _rows(v, deviation).mean()",
+        "deviation = deviation * per_row(v, deviation)",
+        "deviation = deviation * per_row(v, deviation).mean()",
         TEST_KINDS + "test_layer_norms",
     ),
     Mutant(
